@@ -16,7 +16,7 @@ from firstlight.pipeline.run.nodes import Node
 from firstlight.pipeline.run.ray_session import count_local_cpus
 from firstlight.pipeline.search import pbt
 from firstlight.pipeline.search.capacity import max_concurrent_trials
-from firstlight.pipeline.search.objectives import check_measure, is_logged
+from firstlight.pipeline.search.objectives import check_measure, is_logged, parse_measure
 from firstlight.pipeline.search.plan import SearchPlan, load_plan
 from firstlight.pipeline.search.space import Pbt
 from firstlight.pipeline.stages.registry import stage_kind
@@ -46,7 +46,8 @@ def load_checked_plan(path: Path, overrides: tuple[str, ...] = ()) -> SearchPlan
             plan.trial_recipe(values)
         except UserError as error:
             raise UserError(plan.explain_error(str(error), values)) from None
-    plan.max_length()
+    # Its lengths are of one unit.
+    _ = plan.max_length
     return plan
 
 
@@ -78,7 +79,7 @@ def _check_objectives(plan: SearchPlan, recipe: Recipe) -> None:
     if search.scheduler_objective:
         measure, where = search.scheduler_objective[0], "scheduler.measure"
         check_measure(measure, where, recipe)
-        training = recipe.stages[measure.partition(".")[0]]
+        training = recipe.stages[parse_measure(measure).stage]
         if not is_logged(measure, recipe) or not isinstance(training, TrainingOptions):
             raise UserError(
                 f"{where}: {measure!r} is known only at the end of a trial; valid: a number that a pretrain stage logs "
@@ -100,7 +101,7 @@ def _check_population(plan: SearchPlan, scheduler: Pbt, recipe: Recipe) -> None:
     """Checks that the rest of a training can be made with other settings, as population-based training requires."""
     assert plan.search.scheduler_objective is not None
     measure = plan.search.scheduler_objective[0]
-    name, _, number = measure.partition(".")
+    name, number = parse_measure(measure)
     stage = recipe.stages[name]
     assert isinstance(stage, TrainingOptions), "a number is logged by a training"
     if not stage.changeable_keys:
@@ -190,7 +191,7 @@ def _check_watched_steps(plan: SearchPlan, scheduler: Pbt, recipe: Recipe, split
     """Checks that a feature metric, which is known at ends of epochs, is known where a training in steps pauses."""
     assert plan.search.scheduler_objective is not None
     measure = plan.search.scheduler_objective[0]
-    name, _, number = measure.partition(".")
+    name, number = parse_measure(measure)
     stage = recipe.stages[name]
     kind = stage_kind(stage)
     period, counted = kind.find_measuring_period(stage, number), kind.count_epoch_images(stage, splits, recipe.seeds[0])

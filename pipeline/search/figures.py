@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from firstlight.pipeline.report.figures import BLUE, GRAY, RED
 from firstlight.pipeline.search.ledger import Segment, Trial
-from firstlight.pipeline.search.objectives import Objective
+from firstlight.pipeline.search.objectives import Objective, parse_measure
 from firstlight.pipeline.search.progress import format_value, pareto_front, shorten_keys
 from firstlight.pipeline.search.sampler import build_study
 from firstlight.pipeline.search.space import Search
@@ -269,7 +269,7 @@ def draw_curve(search: Search, done: Sequence[Trial]) -> Figure:
     if axis.get_legend_handles_labels()[1]:
         axis.legend(frameon=False, fontsize=8, loc="best")
     seeds, measure = len(done[0].scores[0]), search.objectives[0].measure
-    stage = measure.partition(".")[0]
+    stage = parse_measure(measure).stage
     deviation = f": mean and standard deviation of {seeds} seeds" if seeds > 1 else ""
     y = stage if _has_several_objectives(search) else measure
     _set_titles(axis, f"{stage} on held-out images{deviation}", names[x], y)

@@ -11,7 +11,7 @@ pretrain.accuracy                                    that of the classifier whic
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
@@ -20,6 +20,19 @@ from firstlight.pipeline.config.schemas.strict_model import StrictModel
 from firstlight.pipeline.errors import StopTraining, UserError, suggest_valid
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance
+
+
+class MeasureName(NamedTuple):
+    """The name of a number that trials are compared by: its stage, and its name there, "" for the stage itself."""
+
+    stage: str
+    number: str
+
+
+def parse_measure(measure: str) -> MeasureName:
+    """Returns the parts of `<stage>.<name>`, or of `<stage>`."""
+    stage, _, number = measure.partition(".")
+    return MeasureName(stage, number)
 
 
 class Objective(StrictModel):
@@ -43,7 +56,7 @@ def check_measure(measure: str, where: str, recipe: Recipe) -> None:
     Raises:
         UserError: names the key, the measure and the valid measures.
     """
-    name, _, what = measure.partition(".")
+    name, what = parse_measure(measure)
     if name not in recipe.stages:
         raise UserError(f"{where}: {measure!r}: the recipe has no stage {name!r}; {suggest_valid(name, recipe.stages)}")
     stage = recipe.stages[name]
@@ -63,14 +76,14 @@ ScoreRange = tuple[float, float]
 
 def score_range(measure: str, recipe: Recipe) -> ScoreRange:
     """Returns the range of a measure's values: that of a share, or of all finite numbers."""
-    name, _, what = measure.partition(".")
+    name, what = parse_measure(measure)
     stage = recipe.stages[name]
     return (0.0, 1.0) if stage_kind(stage).is_share_objective(stage, what) else (-math.inf, math.inf)
 
 
 def is_logged(measure: str, recipe: Recipe) -> bool:
     """Returns True if the measure is logged during a pretraining, and not only at its end."""
-    name, _, what = measure.partition(".")
+    name, what = parse_measure(measure)
     stage = recipe.stages[name]
     return stage_kind(stage).logs_objective(stage, what)
 
@@ -82,7 +95,7 @@ def read_scores(measure: str, recipe: Recipe, instances: Sequence[StageInstance]
         StopTraining: a pretraining has not logged the measure, and the message names what it has logged; or a score is
             not a finite number, by which no trial can be compared.
     """
-    name, _, what = measure.partition(".")
+    name, what = parse_measure(measure)
     stage = recipe.stages[name]
     kind = stage_kind(stage)
     scores = [kind.read_objective(stage, what, instance) for instance in instances if instance.stage == name]

@@ -16,6 +16,7 @@ import numpy as np
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import temporary_path
 from firstlight.pipeline.search.ledger import Trial
+from firstlight.pipeline.search.objectives import parse_measure
 from firstlight.pipeline.search.plan import SearchPlan
 from firstlight.pipeline.search.sampler import draw_random_values
 from firstlight.pipeline.search.space import Dimension, Pbt, Search, Values
@@ -160,7 +161,7 @@ def count_segments(scheduler: Pbt, length: int) -> int:
 def max_segments(plan: SearchPlan) -> int:
     """Returns the maximum number of segments of a trial, which is 1 if the trials are no population."""
     scheduler = plan.search.scheduler
-    return count_segments(scheduler, plan.max_length().count) if isinstance(scheduler, Pbt) else 1
+    return count_segments(scheduler, plan.max_length.count) if isinstance(scheduler, Pbt) else 1
 
 
 def next_training_segment(plan: SearchPlan, trial: Trial, folder: Path) -> TrainingSegment | None:
@@ -168,7 +169,7 @@ def next_training_segment(plan: SearchPlan, trial: Trial, folder: Path) -> Train
     if not isinstance(plan.search.scheduler, Pbt) or plan.search.scheduler_objective is None:
         return None
     begin = folder / COPIED_FOLDER / str(trial.parts[-1].end) if trial.origin is not None else None
-    stage = plan.search.scheduler_objective[0].partition(".")[0]
+    stage = parse_measure(plan.search.scheduler_objective[0]).stage
     return TrainingSegment(stage, tuple(trial.before), begin, trial.until)
 
 
@@ -198,7 +199,7 @@ def _checkpoint_shapes(plan: SearchPlan, values: Values, classes: int) -> Mappin
     """Returns the shapes of the tensors in a checkpoint of the training that the scheduler decides about."""
     assert plan.search.scheduler_objective is not None
     recipe = plan.trial_recipe(values)
-    stage = recipe.stages[plan.search.scheduler_objective[0].partition(".")[0]]
+    stage = recipe.stages[parse_measure(plan.search.scheduler_objective[0]).stage]
     return stage_kind(stage).list_checkpoint_shapes(stage, recipe, classes)
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from firstlight.pipeline.config.scale import ORDER_KEYS, ScaleOptions
 from firstlight.pipeline.config.stages import TrainingLength, TrainingOptions
 from firstlight.pipeline.errors import UserError, suggest_valid
 from firstlight.pipeline.run.given_weights import WEIGHTS_KEY
+from firstlight.pipeline.search.objectives import parse_measure
 from firstlight.pipeline.search.space import Pbt, Search, Values
 from firstlight.pipeline.stages.registry import stage_kind
 
@@ -109,7 +111,7 @@ class SearchPlan:
         measures = [objective.measure for objective in self.search.objectives]
         if self.search.scheduler_objective:
             measures.append(self.search.scheduler_objective[0])
-        used = {measure.partition(".")[0] for measure in measures}
+        used = {parse_measure(measure).stage for measure in measures}
         # Stages start from earlier ones.
         for name in reversed(recipe.stages):
             source = recipe.encoder_source(name) if name in used else None
@@ -118,7 +120,7 @@ class SearchPlan:
 
     def encoder_stage(self, recipe: Recipe) -> str | None:
         """Returns the stage that makes the encoder which the first objective scores, None if it is of another run."""
-        scored = self.search.objectives[0].measure.partition(".")[0]
+        scored = parse_measure(self.search.objectives[0].measure).stage
         if recipe.stages[scored].makes_encoder:
             return scored
         source = recipe.encoder_source(scored)
@@ -133,17 +135,18 @@ class SearchPlan:
         ends = [{**start, key: end} for key, dimension in self.search.space.items() for end in dimension.end_values]
         return list({json.dumps(values, sort_keys=True): values for values in [start, *ends]}.values())
 
+    @cached_property
     def max_length(self) -> TrainingLength:
-        """Returns the maximum length, over the corners, of the training that the scheduler monitors.
+        """The maximum length, over the corners, of the training that the scheduler monitors.
 
-        Returns one epoch without a scheduler.
+        It is one epoch without a scheduler.
 
         Raises:
             UserError: the length is in epochs at some corners and in steps at others.
         """
         if self.search.scheduler_objective is None:
             return TrainingLength(1, "epochs")
-        name = self.search.scheduler_objective[0].partition(".")[0]
+        name = parse_measure(self.search.scheduler_objective[0]).stage
         lengths = []
         for values in self.corner_values():
             stage = self.trial_recipe(values).stages[name]

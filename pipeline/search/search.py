@@ -163,7 +163,7 @@ class SearchRunner:
         concurrent = max_concurrent_trials(
             recipe.scale, recipe.stream, nodes.list_live_nodes(), self.plan.search.concurrency
         )
-        scheduler = tune.make_scheduler(self.plan.search, ended, self.plan.max_length())
+        scheduler = tune.make_scheduler(self.plan.search, ended, self.plan.max_length)
         limits = tune.TrialLimits(concurrent, driver_resources(recipe.scale), recipe.scale.max_failures)
         with self.table:
             self.table.print_start(left, concurrent)
@@ -202,7 +202,7 @@ class SearchRunner:
         if number >= self.plan.search.num_trials:
             self._exchange_networks()
             return self.waiting.pop(0) if self.waiting else None
-        length = self.plan.max_length()
+        length = self.plan.max_length
         trial = Trial(number, propose_values(self.plan.search, self.state.trials, number), unit=length.unit)
         if isinstance(self.plan.search.scheduler, Pbt):
             pbt.schedule_next_segment(self.plan.search.scheduler, trial, length.count)
@@ -217,7 +217,7 @@ class SearchRunner:
             return
         exchanged = pbt.apply_exchanges(self.plan.search, resting, self.state.trial_folder)
         for trial in resting:
-            pbt.schedule_next_segment(scheduler, trial, self.plan.max_length().count)
+            pbt.schedule_next_segment(scheduler, trial, self.plan.max_length.count)
         self.state.save()
         for trial, replaced in exchanged:
             self.runs.try_publish(partial(self.runs.close_replaced_training, self.state.trial_folder(trial)))

@@ -200,7 +200,7 @@ class TrialReporter:
     def __init__(self, recipe: Recipe, request: TrialRequest, images: int, report: Callable[[Report], None]) -> None:
         self.recipe, self.report = recipe, report
         self.weights = {name: weigh_stage(stage, images) for name, stage in recipe.stages.items()}
-        self.stage, _, self.key = (request.deciding or "").partition(".")
+        self.stage, self.key = objectives.parse_measure(request.deciding or "")
         # [length, value] of each report to the scheduler, in the unit of the training's length.
         self.seen: list[tuple[float, float]] = []
         # The folder of the training that the scheduler decides about.

@@ -124,7 +124,7 @@ def test_a_population_is_checked_by_what_the_kind_says(
     tmp_path: Path, digits: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make_plan(tmp_path)
-    assert str(plan.max_length()) == "3 epochs"
+    assert str(plan.max_length) == "3 epochs"
     assert pbt.max_segments(plan) == 2
     with pytest.raises(UserError, match=r"space\.stages\.own\.every: cannot change .* valid: keys of stages\.own\.opt"):
         make_plan(tmp_path, space={"stages.own.every": {"choice": [1, 2]}})

@@ -12,7 +12,7 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.errors import StopTraining, UserError
 from firstlight.pipeline.run.publishing import ParentRun
 from firstlight.pipeline.run.runner import run_recipe
-from firstlight.pipeline.search.objectives import Objective, check_measure, is_logged, read_scores
+from firstlight.pipeline.search.objectives import Objective, check_measure, is_logged, parse_measure, read_scores
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
@@ -71,6 +71,14 @@ def test_score_is_the_best_on_held_out_images(ran: Ran) -> None:
     assert read_scores("finetune", recipe, instances)[0] == first.result["pretrained"]["val"] == max(
         score for name, score in first.result["tried"].items() if name.startswith("pretrained")
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "stage", "number"),
+    [("evaluate.knn_layer-1", "evaluate", "knn_layer-1"), ("finetune", "finetune", ""), ("", "", "")],
+)
+def test_measure_has_a_stage_and_a_number(text: str, stage: str, number: str) -> None:
+    assert parse_measure(text) == (stage, number)
 
 
 def test_stage_without_measures_is_refused_with_those_that_have_some(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from firstlight.pipeline.config import load
 from firstlight.pipeline.config.scale import ScaleOptions
 from firstlight.pipeline.config.stages import TrainingLength
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.search.plan import RECIPE_FOLDER, load_plan
+from firstlight.pipeline.search.plan import RECIPE_FOLDER, SearchPlan, load_plan
 from tests.support.searches import LR, PERIOD, make_plan, write_files
 
 
@@ -141,11 +141,18 @@ def test_warnings_are_those_that_hold_for_every_corner(tmp_path: Path) -> None:
 def test_max_length_is_that_of_the_longest_corner(tmp_path: Path) -> None:
     space = {"stages.pretrain.epochs": {"choice": [3, 7, 5]}}
     scheduler = {"name": "asha", "measure": "pretrain.loss", "mode": "min"}
-    assert make_plan(tmp_path, space=space, scheduler=scheduler).max_length() == TrainingLength(7, "epochs")
-    assert make_plan(tmp_path, space=space).max_length() == TrainingLength(1, "epochs")
+    assert make_plan(tmp_path, space=space, scheduler=scheduler).max_length == TrainingLength(7, "epochs")
+    assert make_plan(tmp_path, space=space).max_length == TrainingLength(1, "epochs")
     in_steps = {"stages.pretrain.steps": {"choice": [30, 70]}}
     plan = make_plan(tmp_path, space=in_steps, scheduler=scheduler, overrides={"stages.pretrain.epochs": None})
-    assert plan.max_length() == TrainingLength(70, "steps")
+    assert plan.max_length == TrainingLength(70, "steps")
+
+
+def test_corners_are_composed_once_for_the_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = {"name": "asha", "measure": "pretrain.loss", "mode": "min"}
+    plan = make_plan(tmp_path, scheduler=scheduler)
+    monkeypatch.setattr(SearchPlan, "trial_recipe", lambda *_: pytest.fail("is composed again"))
+    assert plan.max_length == TrainingLength(2, "epochs")
 
 
 def test_error_of_a_recipe_names_the_searched_key(tmp_path: Path) -> None:
