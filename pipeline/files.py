@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pwd
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -35,6 +36,23 @@ def atomic_path(file: Path) -> Iterator[Path]:
             _flush_to_disk(file.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yields a path beside `folder`; what the block has made there becomes `folder`, which must not exist.
+
+    If the block raises, nothing is left.
+
+    Raises:
+        OSError: the disk refused, or another process has made `folder` meanwhile.
+    """
+    temporary = temporary_path(folder.parent)
+    try:
+        yield temporary
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def temporary_path(folder: Path) -> Path:

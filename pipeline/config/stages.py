@@ -5,7 +5,7 @@ Each kind of stage adds its own section, in its file in `pipeline/stages`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -237,6 +237,9 @@ class TrainingOptions(StrictModel):
         return self.optimizer.compute_rate(self.batch_size)
 
 
+KNN_TEMPERATURE: Any = Field(0.1, gt=0.0, description="The temperature of the neighbours' weights.")
+
+
 class FeatureMonitorOptions(StrictModel):
     """Feature metrics on held-out images, logged during a pretraining.
 
@@ -258,7 +261,7 @@ class FeatureMonitorOptions(StrictModel):
         5000, ge=2, description="The largest number of held-out images, and of training images that kNN searches."
     )
     knn_k: int = Field(20, ge=1, description="The number of neighbours of weighted kNN.")
-    knn_temperature: float = Field(0.1, gt=0.0, description="The temperature of the neighbours' weights.")
+    knn_temperature: float = KNN_TEMPERATURE
 
 
 LABEL_KEYS = ("labels_per_class", "labels_fraction", "labels_subset")

@@ -1,7 +1,6 @@
 """The weights that `encoder.weights` names -> a saved encoder, with what is known of their origin."""
 
 import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from firstlight.pipeline.config.load import hash_json, parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.files import atomic_folder
 from firstlight.pipeline.records import DamagedRecord
 from firstlight.pipeline.run.input_colours import COLOUR_KEYS
 from firstlight.pipeline.stages.artifacts.encoder_description import (
@@ -173,11 +173,11 @@ def save_once(storage: Path, encoder: Encoder, facts: dict[str, str]) -> Path:
         return folder
     except (UserError, DamagedRecord):
         shutil.rmtree(folder, ignore_errors=True)
-    part = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
-    save_encoder(encoder, part, {WEIGHTS_ORIGIN_KEY: facts})
     try:
-        part.rename(folder)
+        with atomic_folder(folder) as part:
+            save_encoder(encoder, part, {WEIGHTS_ORIGIN_KEY: facts})
     except OSError:
-        shutil.rmtree(part, ignore_errors=True)
+        if not folder.exists():
+            raise
         read_encoder_description(folder)
     return folder

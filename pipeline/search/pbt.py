@@ -4,7 +4,6 @@ The choice of the trials that copy networks, of their origins and of the setting
 of the search and its ledger: a search that was killed and resumes makes the exchanges that it would have made.
 """
 
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.files import temporary_path
+from firstlight.pipeline.files import atomic_folder
 from firstlight.pipeline.search.ledger import Trial
 from firstlight.pipeline.search.objectives import parse_measure
 from firstlight.pipeline.search.plan import SearchPlan
@@ -105,18 +104,15 @@ def copy_checkpoint(training: Path, folder: Path, end: int) -> Path | None:
         return None
     checkpoint = whole[-1]
     target.parent.mkdir(parents=True, exist_ok=True)
-    copied = temporary_path(target.parent)
     try:
-        shutil.copytree(checkpoint, copied / "checkpoints" / checkpoint.name)
-        for name in (METRICS_FILE, DROPPED_IDS_FILE):
-            if (training / name).exists():
-                shutil.copy2(training / name, copied / name)
-        read_verified(copied / "checkpoints" / checkpoint.name)
-        os.rename(copied, target)
+        with atomic_folder(target) as copied:
+            shutil.copytree(checkpoint, copied / "checkpoints" / checkpoint.name)
+            for name in (METRICS_FILE, DROPPED_IDS_FILE):
+                if (training / name).exists():
+                    shutil.copy2(training / name, copied / name)
+            read_verified(copied / "checkpoints" / checkpoint.name)
     except DamagedFileError:
         return None
-    finally:
-        shutil.rmtree(copied, ignore_errors=True)
     return target
 
 

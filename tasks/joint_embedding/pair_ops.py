@@ -14,6 +14,13 @@ BYOL_JITTER: dict[str, float] = {"brightness": 0.4, "contrast": 0.4, "saturation
 PAIR_GRAYSCALE = 0.2
 
 
+def compose_byol_ops(
+    augment: tuple[Mapping[str, Any], ...], image_size: int
+) -> tuple[tuple[Mapping[str, Any], ...], tuple[Mapping[str, Any], ...]]:
+    """Returns the augmentations of the two views of BYOL (Grill et al. 2020, table 6), as `compose_pair_ops`."""
+    return compose_pair_ops(augment, image_size, BYOL_JITTER, BYOL_BLUR, BYOL_SOLARIZE)
+
+
 def compose_pair_ops(
     augment: tuple[Mapping[str, Any], ...],
     image_size: int,

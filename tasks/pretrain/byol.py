@@ -19,7 +19,7 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from firstlight.tasks.collective import gather_over_workers
-from firstlight.tasks.joint_embedding.pair_ops import BYOL_BLUR, BYOL_JITTER, BYOL_SOLARIZE, compose_pair_ops
+from firstlight.tasks.joint_embedding.pair_ops import compose_byol_ops
 from firstlight.tasks.joint_embedding.projector import Projector, ProjectorPooling, choose_pooling
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder, pooled_size
@@ -111,8 +111,7 @@ class Byol(Method):
         cls, augment: tuple[Mapping[str, Any], ...], image_size: int, parameters: Mapping[str, Any]
     ) -> tuple[ViewGroup, ...]:
         """Adds to `augment` what it lacks of the paper's table 6, which differs between the two views."""
-        views = compose_pair_ops(augment, image_size, BYOL_JITTER, BYOL_BLUR, BYOL_SOLARIZE)
-        return tuple(ViewGroup(1, image_size, ops) for ops in views)
+        return tuple(ViewGroup(1, image_size, ops) for ops in compose_byol_ops(augment, image_size))
 
     def exported_encoder(self) -> Encoder:
         return self.encoder if self.exported == "online" else self.target_encoder.network  # type: ignore[return-value]

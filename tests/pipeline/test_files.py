@@ -11,6 +11,7 @@ import pytest
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import (
     append_json_line,
+    atomic_folder,
     atomic_path,
     exclusive_lock,
     find_lock_owner,
@@ -109,3 +110,30 @@ def test_wait_for_lock_creates_its_file_and_lets_the_next_one_in(tmp_path: Path)
     for _ in range(2):
         with wait_for_lock(file):
             assert file.exists()
+
+
+def fill_folder(folder: Path, error: Exception | None = None, other: Path | None = None) -> None:
+    """Makes a folder with one file, and meanwhile `other` with one."""
+    with atomic_folder(folder) as part:
+        part.mkdir()
+        (part / "a").write_text("1")
+        assert not folder.exists()
+        if other is not None:
+            other.mkdir()
+            (other / "theirs").touch()
+        if error is not None:
+            raise error
+
+
+def test_folder_is_whole_or_absent(tmp_path: Path) -> None:
+    fill_folder(tmp_path / "whole")
+    with pytest.raises(ValueError, match="broken"):
+        fill_folder(tmp_path / "broken", ValueError("broken"))
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+    assert (tmp_path / "whole/a").read_text() == "1"
+
+
+def test_folder_that_another_process_has_made_stays(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="not empty"):
+        fill_folder(tmp_path / "made", other=tmp_path / "made")
+    assert [path.name for path in tmp_path.rglob("*")] == ["made", "theirs"]

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 from firstlight.pipeline.config.comparison import FeatureStage
 from firstlight.pipeline.config.measures import BANK_MEASURE, Measure
 from firstlight.pipeline.config.schema import check_distinct
+from firstlight.pipeline.config.stages import KNN_TEMPERATURE
 from firstlight.pipeline.stages.sections.feature_measures import compare_features, describe_features, label_features
 
 
@@ -20,7 +21,7 @@ class Evaluate(FeatureStage):
         description="The encoder's maps that are evaluated, each on its own: 0 is the first, -1 the deepest.",
     )
     knn_k: int = Field(200, ge=1, description="The number of neighbours of weighted kNN.")
-    knn_temperature: float = Field(0.1, gt=0.0, description="The temperature of the neighbours' weights.")
+    knn_temperature: float = KNN_TEMPERATURE
     knn_bank: bool = Field(
         False,
         description="true: kNN is also scored over the memory bank that the method has kept of the training images, as "

