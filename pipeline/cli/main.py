@@ -36,18 +36,10 @@ if TYPE_CHECKING:
 # Errors of a disk that is full or does not accept writes any more, and of files that have disappeared.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 GONE_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV)
-# The command for all stages, and the commands for the stages of one kind, with their help.
+# The commands for all stages and for none, with their help. Each kind of stage has one too, of its name.
 RECIPE_COMMANDS = {
     "run": "Run every stage that is not done yet, and print the scores.",
     "prepare": "Write the store only: check, number and shard the images.",
-    "pretrain": "Prepare the images, and run the pretraining stages.",
-    "evaluate": "Run the evaluation stages: weighted kNN and linear probe.",
-    "retrieve": "Run the retrieval stages: an index and the nearest images.",
-    "reconstruct": "Run the reconstruction stages: corrupted images and their PSNR.",
-    "embed": "Run the embedding stages: write embeddings as Parquet.",
-    "export": "Run the export stages: an encoder or a fine-tuned model.\n\n"
-    "The formats are torchvision, timm, safetensors, ONNX and torch.export; a model card is written too.",
-    "finetune": "Run the fine-tuning stages, next to training from scratch.",
 }
 # The commands that also take images instead of a recipe, and what their help says of it.
 FIRST_RUN_GOALS = ("pretrain", "evaluate", "retrieve", "embed", "export", "finetune")
@@ -56,7 +48,28 @@ FIRST_RUN_HELP = (
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, commands=COMMANDS)
+class CommandLine(click.Group):
+    """The commands, and one for each kind of stage. The kinds are imported when somebody asks for one or for all."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_list_kind_commands()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = super().get_command(ctx, cmd_name)
+        kinds = {} if found is not None else _list_kind_commands()
+        return _build_recipe_command(cmd_name, kinds[cmd_name]) if cmd_name in kinds else found
+
+
+def _list_kind_commands() -> dict[str, str]:
+    """Returns the help of the command of each kind of stage."""
+    # Its import makes the kinds of stages known.
+    import firstlight.pipeline.stages.sections.known  # noqa: F401
+    from firstlight.pipeline.config.stages import STAGE_SECTIONS
+
+    return {kind: one.command_help or f"Run the stages of kind {kind}." for kind, one in STAGE_SECTIONS.items()}
+
+
+@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]}, commands=COMMANDS)
 @click.version_option(package_name="firstlight")
 def cli() -> None:
     """Unsupervised and semi-supervised visual pretraining on Ray, tracked in MLflow.
@@ -102,7 +115,7 @@ def print_recipes() -> None:
     )
 
 
-def _add_recipe_command(name: str, help_text: str) -> None:
+def _build_recipe_command(name: str, help_text: str) -> click.Command:
     if name in FIRST_RUN_GOALS:
         start = (
             "continued from --weights, if they are given."
@@ -110,7 +123,7 @@ def _add_recipe_command(name: str, help_text: str) -> None:
             else "pretrained first, or has the weights of --weights."
         )
 
-        @cli.command(name, help=f"{help_text}\n\n{FIRST_RUN_HELP}{start}")
+        @click.command(name, help=f"{help_text}\n\n{FIRST_RUN_HELP}{start}")
         @click.argument("arguments", nargs=-1, metavar="[RECIPE] [KEY=VALUE]...")
         @add_first_run_options
         @SMOKE_OPTION
@@ -126,15 +139,17 @@ def _add_recipe_command(name: str, help_text: str) -> None:
                 raise UserError("RECIPE: is missing; valid: a recipe, or --data and --out for your own images")
             _run_and_report(Path(arguments[0]), arguments[1:], name, smoke)
 
-        return
+        return run_kind_command
 
-    @cli.command(name, help=help_text)
+    @click.command(name, help=help_text)
     @RECIPE_ARGUMENT
     @OVERRIDES_ARGUMENT
     @SMOKE_OPTION
     @VERBOSE_OPTION
     def run_recipe_command(recipe: Path, overrides: tuple[str, ...], smoke: bool) -> None:
         _run_and_report(recipe, overrides, None if name == "run" else name, smoke)
+
+    return run_recipe_command
 
 
 def _run_first_recipe(goal: str, overrides: tuple[str, ...], asked: dict[str, Any], smoke: bool) -> None:
@@ -157,7 +172,7 @@ def _run_first_recipe(goal: str, overrides: tuple[str, ...], asked: dict[str, An
 
 
 for _name, _help_text in RECIPE_COMMANDS.items():
-    _add_recipe_command(_name, _help_text)
+    cli.add_command(_build_recipe_command(_name, _help_text))
 
 
 def _run_and_report(path: Path, overrides: tuple[str, ...], only: str | None, smoke: bool) -> None:

@@ -38,8 +38,8 @@ from firstlight.pipeline.data.sources import SOURCES
 from firstlight.pipeline.files import write_atomically
 from firstlight.pipeline.search.objectives import Objective
 from firstlight.pipeline.search.space import Asha, Dimension, NoScheduler, Pbt, Promote, Search
-from firstlight.pipeline.stages.pretraining.section import ViewOptions
 from firstlight.pipeline.stages.registry import STAGES
+from firstlight.pipeline.stages.sections.pretrain import ViewOptions
 from firstlight.tasks.downstream import TASKS
 from firstlight.tasks.nn.input_normalization import SharedEncoderOptions
 from firstlight.tasks.pretrain import METHODS

@@ -39,6 +39,8 @@ class StageConfig(StrictModel):
     changeable_keys: ClassVar[tuple[str, ...]] = ()
     # What a stage takes an encoder for that is ready to be used, as the end of "Use the encoder"; "" for other stages.
     encoder_use: ClassVar[str] = ""
+    # What the help says of the command `firstlight <kind>`.
+    command_help: ClassVar[str] = ""
     # What the file of a first recipe says of the stage.
     recipe_comment: ClassVar[str] = ""
 

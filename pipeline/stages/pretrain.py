@@ -51,8 +51,8 @@ from firstlight.pipeline.stages.pretraining.measuring import (
     save_pretrain_map,
     score_classifier,
 )
-from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.pretraining.views import list_dropped_ops, list_views
+from firstlight.pipeline.stages.sections.pretrain import Pretrain
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.stages.stage_kind import (
     MeasuringPeriod,

@@ -1,8 +1,9 @@
 """The contract of a kind of stage: all that the pipeline must know of it.
 
-A new kind is a file in this folder with a section (a `StageConfig`) and a `StageKind`, and a line in `registry.py`. The
-base class gives enough to run it, to resume it, to show its measures in tables and to publish its numbers; each method
-below adds one thing to that.
+A new kind is a section (a `StageConfig`, without torch) in `sections/x.py` and a `StageKind` in `x.py`, with a line in
+`sections/known.py` and one in `registry.py`, tests of both, and, if it has defaults, a file in `conf`. The base classes
+give enough to run it, by `firstlight x` too, to resume it, to show its measures in tables, and to publish its numbers
+and the encoder or model that it leaves in the folder of that name. Each method below adds one thing to that.
 """
 
 import itertools

@@ -25,8 +25,8 @@ from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.search.checks import load_checked_plan
 from firstlight.pipeline.search.plan import SearchPlan
 from firstlight.pipeline.stages.pretraining.job import build_job, draw_unlabelled_ids
-from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.registry import stage_kind
+from firstlight.pipeline.stages.sections.pretrain import Pretrain
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.nn.encoders import Encoder

@@ -13,8 +13,8 @@ from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.augment.ops import sample_params
 from firstlight.pipeline.data.augment.random_numbers import derive_view_keys
-from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.sections.finetune import Finetune
+from firstlight.pipeline.stages.sections.pretrain import Pretrain
 from firstlight.pipeline.stages.sections.reconstruct import Reconstruct
 from firstlight.tasks.corruption import big_block_sides, small_block_count, small_block_side
 from firstlight.tasks.nn.decoder import Decoder

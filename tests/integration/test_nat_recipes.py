@@ -12,8 +12,8 @@ from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.config.optim import build_optimizer, build_schedule
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.schema import constructor_arguments
-from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.sections.finetune import Finetune
+from firstlight.pipeline.stages.sections.pretrain import Pretrain
 from firstlight.tasks.downstream import TASKS
 from firstlight.tasks.nn.encoders import Encoder
 from tests.support.paths import WITHOUT_ROOT

@@ -14,8 +14,8 @@ from firstlight.pipeline.config.catalog import RECIPES_FOLDER, list_recipes
 from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.stages import DownstreamStage
-from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.sections.finetune import Finetune
+from firstlight.pipeline.stages.sections.pretrain import Pretrain
 from tests.scripts import smoke
 from tests.support.paths import WITHOUT_ROOT
 from tests.support.undrawn_figures import leave_undrawn

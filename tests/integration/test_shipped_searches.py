@@ -8,7 +8,7 @@ import pytest
 from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.search.checks import load_checked_plan
 from firstlight.pipeline.search.plan import SearchPlan
-from firstlight.pipeline.stages.pretraining.section import Pretrain
+from firstlight.pipeline.stages.sections.pretrain import Pretrain
 from firstlight.tasks.pretrain import METHODS
 from tests.support.paths import ROOT
 

@@ -10,8 +10,8 @@ from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.config.optim import build_schedule
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.stages.pretraining.job import batch_requirements_of
-from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.sections.evaluate import Evaluate
+from firstlight.pipeline.stages.sections.pretrain import Pretrain
 from firstlight.pipeline.stages.sections.retrieve import Retrieve
 
 NAMES = [recipe.name for recipe in list_recipes() if recipe.name.startswith("super_and/")]

@@ -26,7 +26,7 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.schema import WEIGHT_KEYS
 from firstlight.pipeline.errors import StageFailed, StopTraining, UserError
 from firstlight.pipeline.run.runner import run_recipe
-from firstlight.pipeline.stages.pretraining.section import Pretrain
+from firstlight.pipeline.stages.sections.pretrain import Pretrain
 from firstlight.tasks.nn.encoders import Encoder
 from tests.support.layouts import LAYOUTS
 

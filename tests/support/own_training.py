@@ -40,6 +40,7 @@ class OwnTraining(StageConfig, TrainingOptions):
     makes_encoder: ClassVar[bool] = True
     changeable_keys: ClassVar[tuple[str, ...]] = ("optimizer", "width")
     encoder_use: ClassVar[str] = "by magic"
+    command_help: ClassVar[str] = "Run the trainings of an own kind."
 
     @property
     def teacher(self) -> EncoderSection:

@@ -17,8 +17,8 @@ from firstlight.pipeline.stages.features.projection import name_principal_axes
 from firstlight.pipeline.stages.pictures import NUM_VIEWED_IMAGES, PICTURES_FILE, load_pictures, read_tensors
 from firstlight.pipeline.stages.pretraining.job import build_view_loader, count_steps_per_epoch, pretrain_label_ids
 from firstlight.pipeline.stages.pretraining.measuring import PRETRAIN_MAP_FILE
-from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.registry import stage_kind
+from firstlight.pipeline.stages.sections.pretrain import Pretrain
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.train.context import StageContext

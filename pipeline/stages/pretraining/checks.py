@@ -11,8 +11,8 @@ from firstlight.pipeline.stages.pretraining.job import (
     count_steps_per_epoch,
     count_unlabelled,
 )
-from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.pretraining.views import check_views
+from firstlight.pipeline.stages.sections.pretrain import Pretrain
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.pretrain import check_method_images, check_method_length
 from firstlight.tasks.pretrain.method import Method

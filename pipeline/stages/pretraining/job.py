@@ -10,8 +10,8 @@ from firstlight.pipeline.data.loader import Loader
 from firstlight.pipeline.data.plan import SemiSupervisedPlan, TrainingPlan
 from firstlight.pipeline.data.splits import Splits
 from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder
-from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.pretraining.views import list_views
+from firstlight.pipeline.stages.sections.pretrain import Pretrain
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.training_job import TrainingJob

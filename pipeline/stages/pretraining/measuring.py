@@ -11,7 +11,7 @@ from firstlight.pipeline.files import write_atomically
 from firstlight.pipeline.stages.features.projection import project_principal
 from firstlight.pipeline.stages.pictures import NUM_VIEWED_IMAGES
 from firstlight.pipeline.stages.pretraining.job import batch_requirements_of
-from firstlight.pipeline.stages.pretraining.section import Pretrain
+from firstlight.pipeline.stages.sections.pretrain import Pretrain
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext, gather_rows
 from firstlight.pipeline.train.training_job import to_batch

@@ -6,7 +6,7 @@ from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.config.schema import Augment, View, constructor_arguments, parse_augment
 from firstlight.pipeline.data.channels.channel_ops import keep_channel_ops
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.stages.pretraining.section import Pretrain
+from firstlight.pipeline.stages.sections.pretrain import Pretrain
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.pretrain import batch_requirements, default_views
 

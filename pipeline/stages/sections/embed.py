@@ -40,6 +40,7 @@ class Embed(DownstreamStage):
         return features if in_one_process else None
 
     encoder_use: ClassVar[str] = "as vectors of the images"
+    command_help: ClassVar[str] = "Run the embedding stages: write embeddings as Parquet."
     recipe_comment: ClassVar[str] = "Embeddings of all images as Parquet, and a map of them."
 
     @property

@@ -34,6 +34,7 @@ class Evaluate(FeatureStage):
         description="The weight decays that the linear probe is trained with; the best on held-out images is scored.",
     )
 
+    command_help: ClassVar[str] = "Run the evaluation stages: weighted kNN and linear probe."
     recipe_comment: ClassVar[str] = "kNN and a linear probe on frozen features, beside random weights."
 
     @field_validator("layers")

@@ -27,6 +27,10 @@ class Export(DownstreamStage):
     )
 
     encoder_use: ClassVar[str] = "in other software"
+    command_help: ClassVar[str] = (
+        "Run the export stages: an encoder or a fine-tuned model.\n\n"
+        "The formats are torchvision, timm, safetensors, ONNX and torch.export; a model card is written too."
+    )
     recipe_comment: ClassVar[str] = "The network for other software, with a model card."
 
     @property

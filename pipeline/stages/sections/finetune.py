@@ -69,6 +69,7 @@ class Finetune(ComparisonStage, TrainingOptions, LabelBudget, ScoringViews):
     )
 
     makes_model: ClassVar[bool] = True
+    command_help: ClassVar[str] = "Run the fine-tuning stages, next to training from scratch."
     recipe_comment: ClassVar[str] = (
         "Fine-tuning with few labels, beside the same from scratch; all try a third and three times lr."
     )

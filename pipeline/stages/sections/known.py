@@ -1,11 +1,11 @@
 """The sections of all kinds of stages. Importing this module makes them known to recipes."""
 
 from firstlight.pipeline.config.stages import register_section
-from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.sections.embed import Embed
 from firstlight.pipeline.stages.sections.evaluate import Evaluate
 from firstlight.pipeline.stages.sections.export import Export
 from firstlight.pipeline.stages.sections.finetune import Finetune
+from firstlight.pipeline.stages.sections.pretrain import Pretrain
 from firstlight.pipeline.stages.sections.reconstruct import Reconstruct
 from firstlight.pipeline.stages.sections.retrieve import Retrieve
 

@@ -34,6 +34,7 @@ class Reconstruct(DownstreamStage):
     )
     batch_size: int = Field(64, ge=1, description="The number of images that are reconstructed at a time.")
 
+    command_help: ClassVar[str] = "Run the reconstruction stages: corrupted images and their PSNR."
     values_without_test: ClassVar[Mapping[str, str]] = {"images": "val"}
 
     @field_validator("sigma")

@@ -31,6 +31,7 @@ class Retrieve(FeatureStage):
         (1, 5, 10, 20), min_length=1, description="The numbers of nearest images k of the scores precision@k."
     )
 
+    command_help: ClassVar[str] = "Run the retrieval stages: an index and the nearest images."
     recipe_comment: ClassVar[str] = "An index of the embeddings, and the images nearest to some of them."
     values_without_test: ClassVar[Mapping[str, str]] = {"queries": "val", "gallery": "train"}
 

@@ -8,16 +8,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
 from click.testing import CliRunner
 from mlflow.exceptions import MlflowException
 
-from firstlight.pipeline.cli.main import FIRST_RUN_GOALS, RECIPE_COMMANDS, cli, main, run_guarded
+from firstlight.pipeline.cli.main import FIRST_RUN_GOALS, cli, main, run_guarded
 from firstlight.pipeline.errors import StageFailed, StopTraining, Terminated, UserError
+from firstlight.pipeline.stages.sections.known import KNOWN_SECTIONS
 from firstlight.pipeline.tracking.retry import TrackingUnavailable
 from tests.support.folders_of_noise import write_noise_folder
+from tests.support.own_training import know_own_training
 from tests.support.paths import ROOT
 
 LOCKED = "error: tracking.uri: MLflow cannot be used: database is locked; run it again"
@@ -39,6 +42,8 @@ COMMANDS = {
     "predict",
     "push",
 }
+CONTEXT = click.Context(cli)
+RECIPE_COMMANDS = {"run", "prepare", *(get_args(one.model_fields["kind"].annotation)[0] for one in KNOWN_SECTIONS)}
 FIRST_RUN_FLAGS = {"--data", "--out", "--model", "--weights", "--method", "--epochs", "--minutes"}
 # Options and what they are for; a script may use them, so they stay.
 OPTIONS = {
@@ -78,27 +83,44 @@ def caused(error: BaseException, cause: BaseException) -> BaseException:
     return error
 
 
+def find_command(name: str) -> click.Command:
+    command = cli.get_command(CONTEXT, name)
+    assert command is not None
+    return command
+
+
+def test_new_kind_of_stage_has_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr("firstlight.pipeline.cli.main._run_and_report", lambda *arguments: calls.append(arguments))
+    with know_own_training():
+        assert "own_training  Run the trainings of an own kind." in CliRunner().invoke(cli, ["--help"]).output
+        CliRunner().invoke(cli, ["own_training", "r.yaml", "seeds=[1]"], catch_exceptions=False)
+    assert calls == [(Path("r.yaml"), ("seeds=[1]",), "own_training", False)]
+    assert CliRunner().invoke(cli, ["own_training", "r.yaml"]).exit_code == 2
+
+
 def test_commands_and_their_options_are_these() -> None:
-    assert cli.commands.keys() == COMMANDS | RECIPE_COMMANDS.keys()
-    for name, command in cli.commands.items():
+    assert set(cli.list_commands(CONTEXT)) == COMMANDS | RECIPE_COMMANDS
+    for name in cli.list_commands(CONTEXT):
+        command = find_command(name)
         found = {flag for option in command.params if isinstance(option, click.Option) for flag in option.opts}
         assert found == OPTIONS[name], name
 
 
 def test_help_names_every_command_in_a_whole_line() -> None:
     lines = CliRunner().invoke(cli, ["--help"], terminal_width=80).output.split("Commands:\n")[1].splitlines()
-    assert {line.split()[0] for line in lines} == cli.commands.keys()
+    assert {line.split()[0] for line in lines} == set(cli.list_commands(CONTEXT))
     assert not [line for line in lines if line.endswith("...")]
 
 
-@pytest.mark.parametrize("name", sorted(COMMANDS | RECIPE_COMMANDS.keys()))
+@pytest.mark.parametrize("name", sorted(COMMANDS | RECIPE_COMMANDS))
 def test_each_command_explains_itself(name: str) -> None:
     result = CliRunner().invoke(cli, [name, "--help"])
     assert result.exit_code == 0
     text = result.output.split("\n\n")[1].strip()
     assert text.endswith(".")
     assert text[0].isupper()
-    for option in cli.commands[name].params:
+    for option in find_command(name).params:
         assert not isinstance(option, click.Option) or (option.help or "").endswith("."), option.name
 
 

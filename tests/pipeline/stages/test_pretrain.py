@@ -12,7 +12,7 @@ from firstlight.pipeline.data.splits import draw_splits
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StopTraining, UserError
 from firstlight.pipeline.stages.pretrain import PretrainStage, read_last_logged
-from firstlight.pipeline.stages.pretraining.section import Pretrain
+from firstlight.pipeline.stages.sections.pretrain import Pretrain
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.metrics import METRICS_FILE, append_row, read_metrics

@@ -7,8 +7,8 @@ import pytest
 
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run import preflight
-from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.pretraining.views import list_views
+from firstlight.pipeline.stages.sections.pretrain import Pretrain
 from firstlight.tasks.pretrain import METHODS
 from firstlight.tasks.pretrain.method import ViewGroup
 from firstlight.tasks.pretrain.super_and import SuperAnd

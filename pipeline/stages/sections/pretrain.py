@@ -105,6 +105,7 @@ class Pretrain(StageConfig, TrainingOptions, LabelBudget):
         "`current`. null: it is not registered.",
     )
 
+    command_help: ClassVar[str] = "Prepare the images, and run the pretraining stages."
     makes_encoder: ClassVar[bool] = True
     changeable_keys: ClassVar[tuple[str, ...]] = ("optimizer", "schedule", "method", "augment", "clip_norm")
     values_without_test: ClassVar[Mapping[str, str]] = {"pictures": "val"}

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from firstlight.pipeline.stages.pretraining.section import Pretrain
+from firstlight.pipeline.stages.sections.pretrain import Pretrain
 from firstlight.pipeline.train.selection import SelectionOptions
 from tests.support import recipes
 
