@@ -167,8 +167,8 @@ def test_a_check_of_a_class_is_noticed(line: str) -> None:
 
 
 def list_wrong_root_imports(module: str, names: Set[str]) -> list[str]:
-    """What a module beside the layers must not import: what stands above it, MLflow, matplotlib and Ray; below all
-    layers, also torch and `tasks`.
+    """Imports that a module beside the layers must not have: what stands above it, MLflow, matplotlib and Ray; below
+    all layers, also torch and `tasks`.
     """
     layer, roots = ROOT_MODULES[module], {*OWNERS, "ray"}
     roots |= TORCH if layer == BASE else set()

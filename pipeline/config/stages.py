@@ -37,11 +37,11 @@ class StageConfig(StrictModel):
     values_without_test: ClassVar[Mapping[str, str]] = {}
     # The keys of a training that can change in the middle of it, each with what stands below it.
     changeable_keys: ClassVar[tuple[str, ...]] = ()
-    # What a stage takes an encoder for that is ready to be used, as the end of "Use the encoder"; "" for other stages.
+    # The use that the stage makes of a finished encoder, as the end of "Use the encoder"; "" if it makes none.
     encoder_use: ClassVar[str] = ""
-    # What the help says of the command `firstlight <kind>`.
+    # The help of the command `firstlight <kind>`.
     command_help: ClassVar[str] = ""
-    # What the file of a first recipe says of the stage.
+    # The comment on the stage in the file of a first recipe.
     recipe_comment: ClassVar[str] = ""
 
     @property

@@ -147,7 +147,7 @@ class SearchPlan:
         if self.search.scheduler_objective is None:
             return TrainingLength(1, "epochs")
         name = parse_measure(self.search.scheduler_objective[0]).stage
-        lengths = []
+        lengths = list[TrainingLength]()
         for values in self.corner_values():
             stage = self.trial_recipe(values).stages[name]
             assert isinstance(stage, TrainingOptions), "a scheduler decides by what a training logs"

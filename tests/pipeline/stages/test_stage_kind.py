@@ -1,4 +1,4 @@
-"""What a kind of stage need not say itself: the defaults of the contract, and the checks of a result."""
+"""The contract of a kind of stage has defaults for all but the work, and checks results."""
 
 import math
 from pathlib import Path
