@@ -16,6 +16,7 @@ import click
 from rich.console import Group
 
 from firstlight.pipeline.cli.commands import COMMANDS
+from firstlight.pipeline.cli.kind_commands import list_command_helps
 from firstlight.pipeline.cli.options import (
     OVERRIDES_ARGUMENT,
     RECIPE_ARGUMENT,
@@ -49,24 +50,15 @@ FIRST_RUN_HELP = (
 
 
 class CommandLine(click.Group):
-    """The commands, and one for each kind of stage. The kinds are imported when somebody asks for one or for all."""
+    """The commands, and one for each kind of stage."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *_list_kind_commands()})
+        return sorted({*super().list_commands(ctx), *list_command_helps()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         found = super().get_command(ctx, cmd_name)
-        kinds = {} if found is not None else _list_kind_commands()
-        return _build_recipe_command(cmd_name, kinds[cmd_name]) if cmd_name in kinds else found
-
-
-def _list_kind_commands() -> dict[str, str]:
-    """Returns the help of the command of each kind of stage."""
-    # Its import makes the kinds of stages known.
-    import firstlight.pipeline.stages.sections.known  # noqa: F401
-    from firstlight.pipeline.config.stages import STAGE_SECTIONS
-
-    return {kind: one.command_help or f"Run the stages of kind {kind}." for kind, one in STAGE_SECTIONS.items()}
+        helps = {} if found is not None else list_command_helps()
+        return _build_recipe_command(cmd_name, helps[cmd_name]) if cmd_name in helps else found
 
 
 @click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]}, commands=COMMANDS)
