@@ -285,7 +285,7 @@ class RecipeRunner:
         """Starts the processes that share the seeds of a long recipe whose first stage is not finished."""
         if self.others is None or self.others.most == 0 or not self.asked:
             return
-        if not is_long(self.recipe, len(self.worker.splits.train)):
+        if not is_long(self.recipe, self.worker.splits):
             return
         if any(self.graph.find_instance(self.asked[0], seed).result is None for seed in self.recipe.seeds):
             self.others.start()

@@ -30,6 +30,7 @@ from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.scale import AUTO
 from firstlight.pipeline.config.stages import TrainingOptions
+from firstlight.pipeline.data.splits import Splits
 from firstlight.pipeline.errors import StageFailed, UserError, one_line
 from firstlight.pipeline.run import memory
 from firstlight.pipeline.run.launching.instances import PART_KEY, run_instances
@@ -39,7 +40,7 @@ from firstlight.pipeline.usable_cpus import count_usable_cpus
 
 # Seconds of a stage in this process before others are started, each of which needs some seconds of a CPU to start.
 SEED_SECONDS_ALONE = 4.0
-# The passes of images through networks of all seeds from which a recipe is long.
+# The passes of images through networks, in all trainings that can be shared, from which a recipe is long.
 LONG_PASSES = 20_000
 # The free memory that another process needs, in multiples of what this one has.
 MEMORY_PER_PROCESS = 1.5
@@ -64,12 +65,15 @@ def count_side_processes(recipe: Recipe) -> int:
     return max(min(most, len(recipe.seeds) * parts) - 1, 0)
 
 
-def is_long(recipe: Recipe, images: int) -> bool:
-    """Returns True if a recipe with this number of training images trains encoders for LONG_PASSES or more."""
+def is_long(recipe: Recipe, splits: Splits) -> bool:
+    """Returns True if the trainings of a recipe that processes can share make LONG_PASSES or more."""
     passes = 0
     for stage in recipe.stages.values():
-        if stage.makes_encoder and isinstance(stage, TrainingOptions):
-            passes += stage.length.count_steps(images // stage.batch_size) * stage.batch_size
+        kind = stage_kind(stage)
+        found = kind.count_epoch_images(stage, splits, recipe.seeds[0])
+        if isinstance(stage, TrainingOptions) and found and (len(recipe.seeds) > 1 or kind.list_parts(stage)):
+            images, batch = found
+            passes += kind.count_trainings(stage) * stage.length.count_steps(images // batch) * batch
     return passes * len(recipe.seeds) >= LONG_PASSES
 
 

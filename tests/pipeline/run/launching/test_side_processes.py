@@ -14,12 +14,14 @@ from rich.console import Console
 
 from firstlight.pipeline.child_module import send_bytes
 from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StageFailed
 from firstlight.pipeline.run import launch
 from firstlight.pipeline.run.launching import side_processes
 from firstlight.pipeline.run.launching.side_processes import SideProcesses, count_side_processes, is_long
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.train.checkpoint import Checkpoints
+from firstlight.pipeline.train.context import StageContext
 from tests.support import recipes
 from tests.support.state_hash import hash_state
 
@@ -200,12 +202,28 @@ def test_fine_tunings_of_one_seed_may_have_a_process_each(
     assert count_side_processes(recipe) == count, "two arms"
 
 
-@pytest.mark.parametrize(("length", "expected"), [({"epochs": 90}, False), ({"epochs": 120}, True)])
-def test_long_recipes_are_those_of_many_passes(tmp_path: Path, length: dict[str, int], expected: bool) -> None:
-    changes = {f"stages__pretrain__{key}": value for key, value in length.items()}
-    assert is_long(recipes.recipe(tmp_path, seeds=[0, 1], **changes), 108) == expected
-    steps = {"stages__pretrain__epochs": None, "stages__pretrain__steps": 400 if expected else 200}
-    assert is_long(recipes.recipe(tmp_path, seeds=[0, 1], **steps), 10**6) == expected
+@pytest.mark.parametrize(
+    ("seeds", "changes", "expected"),
+    [
+        # 96 of 110 images are in the batches of an epoch.
+        ([0, 1], {"pretrain__epochs": 100}, False),
+        ([0, 1], {"pretrain__epochs": 110}, True),
+        ([0, 1], {"pretrain__epochs": None, "pretrain__steps": 300}, False),
+        ([0, 1], {"pretrain__epochs": None, "pretrain__steps": 330}, True),
+        # Nobody could share it.
+        ([0], {"pretrain__epochs": 1000}, False),
+        # Four trainings on 40 images.
+        ([0], {"finetune__epochs": 120}, False),
+        ([0], {"finetune__epochs": 130}, True),
+    ],
+)
+def test_long_recipes_are_those_of_many_passes_that_can_be_shared(
+    tmp_path: Path, digits: Store, seeds: list[int], changes: dict[str, Any], expected: bool
+) -> None:
+    recipe = recipes.recipe(tmp_path, seeds=seeds, **{f"stages__{key}": value for key, value in changes.items()})
+    splits = StageContext.create(recipe, digits, on_ray=False).splits
+    assert len(splits.train) == 110
+    assert is_long(recipe, splits) == expected
 
 
 def collect_results(recipe: Recipe) -> dict[str, Any]:
