@@ -91,7 +91,7 @@ class ScaleOptions(StrictModel):
         None,
         ge=1,
         description="The number of logical CPUs that Ray is started with, for `address: local` only, and of processes "
-        "that decode the images of a new store without Ray. null: all CPUs of the machine.",
+        "that write a new store on a single machine. null: all CPUs of the machine.",
     )
     workers: int | tuple[int, int] | Literal["auto"] = Field(
         "auto",
@@ -101,9 +101,9 @@ class ScaleOptions(StrictModel):
     )
     processes: int | Literal["auto"] = Field(
         "auto",
-        description="The number of processes of this machine in which the seeds of a stage are trained at a time, for "
-        "`workers: 0` on CPUs. Each has `threads` threads. `auto`: as many as the CPUs of `cpus` suffice for, and as "
-        "fit into the free memory. Results are equal to the last bit for all numbers.",
+        description="The number of processes of this machine that share the seeds of a stage, and the arms and "
+        "learning rates of a fine-tuning, for `workers: 0` on CPUs. Each has `threads` threads. `auto`: as many as the CPUs of "
+        "`cpus` suffice for, and as fit into the free memory. Results are equal to the last bit for all numbers.",
     )
     resize_s: float = Field(
         60.0, gt=0.0, description="The seconds between two checks of the free resources, for `workers: [min, max]`."
