@@ -102,8 +102,9 @@ class ScaleOptions(StrictModel):
     processes: int | Literal["auto"] = Field(
         "auto",
         description="The number of processes of this machine that share the seeds of a stage, and the arms and "
-        "learning rates of a fine-tuning, for `workers: 0` on CPUs. Each has `threads` threads. `auto`: as many as the CPUs of "
-        "`cpus` suffice for, and as fit into the free memory. Results are equal to the last bit for all numbers.",
+        "learning rates of a fine-tuning, for `workers: 0` on CPUs. Each has `threads` threads. `auto`: as many as the "
+        "CPUs of `cpus` suffice for, and as fit into the free memory. Results are equal to the last bit for all "
+        "numbers.",
     )
     resize_s: float = Field(
         60.0, gt=0.0, description="The seconds between two checks of the free resources, for `workers: [min, max]`."
