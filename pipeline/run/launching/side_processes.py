@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -38,7 +39,8 @@ from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.train.metrics import append_row
 from firstlight.pipeline.usable_cpus import count_usable_cpus
 
-# Seconds of a stage in this process before others are started, each of which needs some seconds of a CPU to start.
+# Seconds of a stage in this process before others are started, each of which needs some seconds of a CPU to start, and
+# the seconds of work that must be left for them.
 SEED_SECONDS_ALONE = 4.0
 # The passes of images through networks, in all trainings that can be shared, from which a recipe is long.
 LONG_PASSES = 20_000
@@ -83,8 +85,12 @@ class _SharedStage:
     def __init__(self, payload: dict[str, Any]) -> None:
         self.payload = {key: value for key, value in payload.items() if key != "instances"}
         self.waiting = deque[Fields](payload["instances"])
-        self.running = 0
+        self.begun, self.size, self.running = time.monotonic(), len(self.waiting), 0
         self.end: StageAnswer | None = None
+
+    def estimate_rest(self) -> float:
+        """Returns the seconds that one process needs for what waits, if it takes as long as what has begun."""
+        return len(self.waiting) * (time.monotonic() - self.begun) / max(self.size - len(self.waiting), 1)
 
 
 class SideProcesses:
@@ -165,9 +171,11 @@ class SideProcesses:
         return self._take(stage)
 
     def _start_for_waiting(self) -> None:
+        """Starts the processes if that takes less than what they would do."""
         with self.changed:
             is_asked = self.stage is not None and bool(self.stage.waiting)
-        if is_asked:
+            is_worth = self.stage is not None and self.stage.estimate_rest() >= SEED_SECONDS_ALONE
+        if is_asked and is_worth:
             self.start()
 
     def start(self) -> None:

@@ -293,6 +293,25 @@ def tuned_recipe(folder: Path, processes: int) -> Recipe:
     return recipes.recipe(folder, seeds=[0], scale=scale, stages__finetune__epochs=4, **recipes.ONE_PROBE)
 
 
+@pytest.mark.parametrize(("waiting", "is_started"), [(1, False), (2, True)])
+def test_no_process_is_started_for_less_work_than_its_start(
+    others: SideProcesses, monkeypatch: pytest.MonkeyPatch, waiting: int, is_started: bool
+) -> None:
+    """Two of three or four instances took four seconds."""
+    stage = side_processes._SharedStage({"instances": [{}] * (2 + waiting)})
+    stage.begun = time.monotonic() - 4.0
+    stage.waiting.popleft()
+    stage.waiting.popleft()
+    assert stage.estimate_rest() == pytest.approx(2.0 * waiting, abs=0.5)
+    monkeypatch.setattr(side_processes, "SEED_SECONDS_ALONE", 4.0)
+    started: list[bool] = []
+    monkeypatch.setattr(others, "start", lambda: started.append(True))
+    others.stage = stage
+    others._start_for_waiting()
+    others.stage = None
+    assert started == [True] * is_started
+
+
 @pytest.mark.usefixtures("undrawn_figures")
 def test_fine_tunings_that_processes_share_are_those_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process is killed in mid-training, and this one goes on with what it has left."""
