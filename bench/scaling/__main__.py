@@ -20,8 +20,6 @@ from bench.scaling.cost import (
     estimate_assignment_seconds,
 )
 from bench.scaling.traffic import CollectiveMessage, list_gradient_messages, simulate_discovery, simulate_step
-from firstlight.pipeline import ROOT
-from firstlight.pipeline.config import yaml_reader
 from firstlight.pipeline.data.manifest import ROWS_PER_GROUP
 from firstlight.pipeline.data.order.lane_plan import LanePlan
 from firstlight.pipeline.data.plan import BatchPlan
@@ -31,8 +29,7 @@ from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.pretrain import METHODS
 from firstlight.tasks.pretrain.method import Method, TrainingInfo
 
-METHOD_CONF = ROOT / "conf" / "method"
-# Name -> a file of conf/method, and the parameters that are changed in it
+# Name -> a method, and the parameters that differ from its defaults
 METHOD_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "nat": ("nat", {"pool": "avg"}),
     "nat, assign: local": ("nat", {"pool": "avg", "assign": "local"}),
@@ -71,10 +68,7 @@ class TrainingScale:
 def make_builder(case: str, encoder: Encoder) -> Callable[[int], Method]:
     """Returns a function that builds the method for a number of images, around one shared network."""
     name, changes = METHOD_CASES[case]
-    raw = {**dict(yaml_reader.read_yaml(METHOD_CONF / f"{name}.yaml")), **changes}
-    parameters: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in raw.items() if key != "name"
-    }
+    parameters = METHODS[name].complete_parameters(changes)
     return lambda size: METHODS[name](
         encoder, TrainingInfo(size, SCALING_EPOCHS * parameters.get("rounds", 1), 0, SCALING_CLASSES), **parameters
     )

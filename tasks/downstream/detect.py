@@ -60,22 +60,25 @@ class DetectionBackbone(nn.Module):
 class Detection(Task):
     """Detection of objects by boxes and classes.
 
-    `anchors`: the sides of the proposed boxes in pixels; with a pyramid, one for each of its levels, shallow to deep.
+    `anchors`: the sides of the proposed boxes in pixels of the network's input; with a pyramid, one for each of its
+    levels, shallow to deep.
     `pyramid`: the channels of a feature pyramid over the deepest map of each of the last four resolutions; 0 takes the
     deepest map alone.
     `hidden`: the width of the two layers of the box head.
     `overlap`: the overlap from which only the better one of two boxes of a class is kept.
     `sampled`: the number of proposals of an image that the box head learns from at a step, up to a quarter of them of
     objects (64 in Girshick 2015, 512 in torchvision). With a small network they take most of the time.
-    `proposals`: the source of possible boxes: a `network` that is trained with the rest (Faster R-CNN), or all
-    windows with the anchors' sides, `windows` (Fast R-CNN on dense boxes, Girshick 2015, section 5.5).
+    `proposals`: the source of possible boxes: a `network` that is trained with the rest (Faster R-CNN), or all windows
+    with the anchors' sides, `windows` (Fast R-CNN on dense boxes, Girshick 2015, section 5.5). NAT's paper takes the
+    windows of selective search.
     `last_pool`: the pooling that ends the encoder: `keep`, or `drop` for the map before it, whose positions are half as
-    far apart, since pooling by box replaces it (Girshick 2015, section 2.2).
+    far apart, since pooling by box replaces it (Fast R-CNN, Girshick 2015, section 2.2). `drop` is for encoders that
+    end with max-pooling (alexnet, vgg16).
     `roi_pooling`: the pooling of the map in a box: `align` (He et al. 2017) or `max` (Girshick 2015, section 2.1).
-    `roi_size`: its positions along each side of a box.
-    `dropout`: the probability of dropout after both layers of the box head.
-    `init`: the first weights of all layers but the encoder's; with `gaussian`, those that give the boxes are
-    N(0, 0.001^2) (Girshick 2015, section 2.3).
+    `roi_size`: its positions along each side of a box (Fast R-CNN has 6 with AlexNet, 7 with VGG-16).
+    `dropout`: the probability of dropout after both layers of the box head (0.5 in Fast R-CNN).
+    `init`: the first weights of all layers but the encoder's; with `gaussian`, as in Fast R-CNN, those that give the
+    boxes are N(0, 0.001^2) (Girshick 2015, section 2.3).
     """
 
     target = "boxes"

@@ -27,6 +27,7 @@ class MultilabelClassification(Classification):
     `reduction`: how the binary cross-entropies of the known labels become one loss: `mean` over the labels of the
     batch, or `sum` over the classes, divided by the number of images, as in voc-classification (train_cls.py) and
     eval_voc_classif.py of DeepCluster. With 20 classes `sum` and its gradient are about 20 times as large.
+    `init`: the initialisation of the head's weights (`gaussian` in both papers).
     """
 
     target = "present"

@@ -70,10 +70,11 @@ class UpsampledHead(nn.Module):
 class Segmentation(Task):
     """Classification of every pixel.
 
-    `head`: the layers on the encoder: `mirror` is the decoder that mirrors the encoder; torchvision's `fcn` (Long et
-    al. 2015) and `deeplab` (Chen et al. 2017) take the deepest map.
-    `shortcuts`: the shortcuts from the encoder to the `mirror` decoder.
-    `init`: the initialisation of the head's weights.
+    `head`: the layers on the encoder: `mirror` is the decoder that mirrors the encoder, with another last layer (the
+    denoising auto-encoder, section 4.2.4); torchvision's `fcn` (Long et al. 2015) and `deeplab` (Chen et al. 2017) take
+    the deepest map, and work with every encoder.
+    `shortcuts`: the shortcuts from the encoder to the `mirror` decoder (section 4.2.4: as pretrained).
+    `init`: the initialisation of the head's weights (`gaussian` in the auto-encoder paper's random networks).
     """
 
     target = "mask"

@@ -23,7 +23,7 @@ class Task(Learner):
     """A supervised task on an encoder.
 
     The keyword-only parameters of `__init__` are the task's hyper-parameters. Their annotations are the schema that the
-    config checks.
+    config checks, and their defaults stand nowhere else.
 
     `train`: the layers that are trained besides the task's own: `all` of the encoder, none of it (`head`), or, for a
     number n, the layers after its first n feature maps. Frozen layers keep their batch statistics.

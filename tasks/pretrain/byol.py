@@ -54,12 +54,12 @@ class Byol(Method):
 
     The views pass the networks one after the other, as in the authors' code: each has batch statistics of its own.
 
-    `dim`: the dimension of the projections.
-    `hidden`: the widths of the hidden layers of projector and predictor.
-    `norm`: the normalisation of these layers.
-    `momentum`: the momentum of the target's weights in the first step (0.996 in section 3.3, 0.99 for shorter
-    trainings).
-    `momentum_end`: the momentum that the target's weights approach by a cosine.
+    `dim`: the dimension of the projections (256 in section 3.3).
+    `hidden`: the widths of the hidden layers of projector and predictor (one of 4096 in section 3.3).
+    `norm`: the normalisation of these layers (`batch` in section 3.3); `sync` is for several workers.
+    `momentum`: the momentum of the target's weights in the first step (0.996 in section 3.3; 0.99 in trainings of 300
+    epochs and less, by the appendix, and on CIFAR-10, in lightly).
+    `momentum_end`: the momentum that the target's weights approach by a cosine (1 in section 3.3).
     `exported`: the encoder that later stages receive: of the `online` network (section 3.1), or of the `target`.
     `pool`: the pooling of the feature map. null: `cls` if the encoder has a class token, otherwise `avg`.
     """

@@ -134,13 +134,15 @@ class ClusteringLocality(Method):
     Logged with the loss are its terms (`batch_entropy` is the entropy of the mean prediction), the accuracy on the
     labelled images, and `clusters_used`, the number of classes that the batch's images are assigned to.
 
-    `alpha`: the weight of the mean entropy J_M.
-    `beta`: the weight of the batch entropy J_B; without labels at least `alpha`.
-    `gamma`: the weight of the locality J_L.
-    `clusters`: the number of classes of the classifier; null: as many as the data set has.
+    `alpha`: the weight of the mean entropy J_M (0.8 in section 3.2).
+    `beta`: the weight of the batch entropy J_B; without labels at least `alpha`. The paper finds it by cross-validation
+    and gives no value; 0, with `gamma` 0, is section 3.2.
+    `gamma`: the weight of the locality J_L. The paper gives no value; J_L is a sum of 4 N norms for a map of N x N
+    positions, and grows with N and with the logits.
+    `clusters`: the number of classes of the classifier; null: as many as the data set has (section 2).
     `cam`: the class activation map: `relu` keeps only the evidence for the class, `raw` keeps all (the paper does not
     say).
-    `supervised`: true adds J_C on the labelled images; false needs no labels (section 3.5).
+    `supervised`: true adds J_C on the labelled images, with a weight of 1 (eq. 8); false needs no labels (section 3.5).
     """
 
     title: ClassVar[str] = "Clustering and Locality Penalties"

@@ -49,29 +49,34 @@ class Dino(Method):
     The first two views of an image are large crops, which both networks see; the others are small crops for the
     student. Views of one size pass a network as one batch.
 
-    `local_views`: the number of small crops of an image.
-    `prototypes`: the number of prototypes (the paper's K).
-    `hidden`: the widths of the hidden layers of the head.
-    `bottleneck`: the number of features that the head compares with the prototypes.
-    `norm`: the normalisation of the head's hidden layers. The authors have `none` for ViTs and batch normalisation for
-    convolutional networks that train with SGD.
-    `learn_lengths`: true trains the lengths of the prototypes, which are 1 otherwise.
-    `frozen_epochs`: the number of epochs in the beginning in which the prototypes stay as they are.
-    `student_temperature`: the temperature of the student's softmax (eq. 1).
-    `warmup_temperature`: the temperature of the teacher's softmax in the first epoch.
-    `teacher_temperature`: the temperature of the teacher's softmax after the warm-up.
-    `warmup_epochs`: the number of epochs in which the teacher's temperature rises linearly, from epoch to epoch.
-    `momentum`: the momentum of the teacher's weights in the first step. It rises to 1 by a cosine.
-    `momentum_end`: the momentum of the teacher's weights after the last step.
-    `centering`: `mean` subtracts the running mean of the teacher's logits (DINO), `sinkhorn_knopp` balances the use of
-    the prototypes within the global batch (DINOv2).
-    `center_momentum`: the momentum of that mean (eq. 4).
-    `patch_loss`: the weight of the loss of masked patches, which needs a ViT (iBOT: 1). 0: no patch is masked.
-    `patch_head`: `shared` is one head for class tokens and patches (iBOT), `own` another one for patches (DINOv2).
-    `mask_probability`: the probability that patches of a large crop are masked.
-    `mask_ratio`: the share of masked patches, where some are: uniform between these.
+    `local_views`: the number of small crops of an image (8 in the authors' code, 10 in the paper's best models).
+    `prototypes`: the number of prototypes (the paper's K; 65,536 in section 3.2, for ImageNet).
+    `hidden`: the widths of the hidden layers of the head (two of 2048 in section 3.2).
+    `bottleneck`: the number of features that the head compares with the prototypes (256 in section 3.2 and appendix C).
+    `norm`: the normalisation of the head's hidden layers. The authors have `none` for ViTs (section 3.2), and batch
+    normalisation for convolutional networks that train with SGD (their code).
+    `learn_lengths`: true trains the lengths of the prototypes, which are 1 otherwise (false in the authors' code, but
+    true for ViT-S).
+    `frozen_epochs`: the number of epochs in the beginning in which the prototypes stay as they are (1 in appendix A).
+    `student_temperature`: the temperature of the student's softmax (eq. 1; 0.1 in section 3.2).
+    `warmup_temperature`: the temperature of the teacher's softmax in the first epoch (0.04 in section 3.2).
+    `teacher_temperature`: the temperature of the teacher's softmax after the warm-up (0.07 in section 3.2).
+    `warmup_epochs`: the number of epochs in which the teacher's temperature rises linearly, from epoch to epoch (30 in
+    section 3.2).
+    `momentum`: the momentum of the teacher's weights in the first step (0.996 in section 3.1). It rises by a cosine.
+    `momentum_end`: the momentum of the teacher's weights after the last step (1 in section 3.1).
+    `centering`: `mean` subtracts the running mean of the teacher's logits (DINO, eq. 4), `sinkhorn_knopp` balances the
+    use of the prototypes within the global batch (DINOv2, section 4).
+    `center_momentum`: the momentum of that mean (eq. 4; 0.9 in the authors' code).
+    `patch_loss`: the weight of the loss of masked patches, which needs a ViT (1 in iBOT and DINOv2). 0: no patch is
+    masked.
+    `patch_head`: `shared` is one head for class tokens and patches (iBOT, section 4.3), `own` another one for patches
+    (DINOv2, section 4).
+    `mask_probability`: the probability that patches of a large crop are masked (0.5 in iBOT, section 4.1, and in
+    DINOv2).
+    `mask_ratio`: the share of masked patches, where some are: uniform between these (0.1 and 0.5 in iBOT, section 4.1).
     `koleo`: the weight of KoLeo on the pooled features of each large crop (DINOv2: 0.1). 0: none.
-    `exported`: the network that later stages receive.
+    `exported`: the network that later stages receive (the teacher in section 3.1).
     `pool`: the pooling of the feature map. null: `cls` if the encoder has a class token, otherwise `avg`.
     """
 

@@ -35,7 +35,7 @@ class Distillation(Method):
     antialiasing. null: views are taken as they are.
     `map_weight`: w, the weight of the maps' term. null: 1 where the deepest maps of both have the same positions, and 0
     elsewhere.
-    `hidden`: the widths of the hidden layers of the projection of pooled features.
+    `hidden`: the widths of the hidden layers of the projection of pooled features. []: it is linear.
     `teacher_pool`: as `pool`, of the teacher.
     """
 

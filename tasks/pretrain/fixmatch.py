@@ -53,17 +53,25 @@ class FixMatch(Method):
     Logged with the loss are its terms, the accuracy on the labelled images, `mask`, the share of unlabelled images
     whose pseudo-label is taken, `classes_used`, the number of classes among these, and, where the labels are known,
     `pseudo_accuracy`, the share of these that are right: labels that are withheld from the training are looked at for
-    this number alone. `threshold: free` and `flexible` log the mean and the smallest threshold of the classes.
+    this number alone. The mean and the smallest threshold of the classes are logged by `free` and `flexible`.
 
-    `threshold`: the confidence from which a prediction is a pseudo-label: `fixed` is `cutoff` (FixMatch), `flexible` a
-    share of `cutoff` for each class, by how many images it is confidently predicted for (FlexMatch), `free` follows the
-    mean confidence and the mean probability of each class (FreeMatch).
-    `cutoff`: the threshold of `fixed`, and the largest one of `flexible`.
-    `consistency_weight`: lambda, the weight of the loss of unlabelled images.
-    `warmup`: of `flexible`: true keeps all thresholds low until most images have been predicted confidently (eq. 11).
-    `mapping`: of `flexible`: the function from the learning status of a class to its share of `cutoff` (section 3.3).
-    `momentum`: of `free`: the momentum of the moving averages that the thresholds are made of.
-    `fairness`: of `free`: w_f, the weight of the fairness loss; 0 leaves it out.
+    `threshold`: the confidence from which a prediction is a pseudo-label: with `fixed` it is `cutoff` (FixMatch,
+    section 2.2), with `flexible` a share of `cutoff` for each class, by how many images it is confidently predicted for
+    (FlexMatch); with `free` it follows the mean confidence and the mean probability of each class (FreeMatch).
+    `cutoff`: the threshold of `fixed`, and the largest one of `flexible` (0.95 in FixMatch, table 4, and in FlexMatch,
+    section 4).
+    `consistency_weight`: lambda, the weight of the loss of unlabelled images (1 in all three papers, where it is
+    lambda_u).
+    `warmup`: of `flexible`: true keeps all thresholds low until most images have been predicted confidently (FlexMatch,
+    eq. 11).
+    `mapping`: of `flexible`: the function from the learning status of a class to its share of `cutoff` (FlexMatch,
+    section 3.3). The paper has `convex` (eq. 12); `linear` and `concave` are its ablations.
+    `momentum`: of `free`: the momentum of the moving averages that the thresholds are made of (0.999 in FreeMatch,
+    section 5.1).
+    `fairness`: of `free`: w_f, the weight of the fairness loss; 0 leaves it out. FreeMatch has 0.05 (section 5.1), but
+    0.01 with 10 labels of CIFAR-10, and for SVHN and ImageNet.
+    `pool`: the pooling of the feature map: `avg` is the mean over its positions, `flatten` keeps every position (`avg`
+    in the authors' code).
     """
 
     title: ClassVar[str] = "FixMatch (FlexMatch and FreeMatch are thresholds of it)"

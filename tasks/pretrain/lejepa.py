@@ -40,18 +40,21 @@ class LeJepa(Method):
     The first views of an image are large, the others small. Views of one size pass the encoder as one batch, and all
     of them the projector.
 
-    `coefficient`: the weight lambda of SIGReg; that of the distance of the views is 1 - lambda.
-    `global_views`: the number of large views, whose mean the embeddings of an image are drawn to.
-    `local_views`: the number of small views. The authors have none for convolutional networks.
-    `directions`: the number of random directions of a step.
-    `knots`: the number of points at which the test is integrated, from 0 to `t_max`. 9 points to 5 are the paper's
-    algorithm 1, which has 17 from -5 to 5.
-    `t_max`: the bound of that integral.
+    `coefficient`: the weight lambda of SIGReg; that of the distance of the views is 1 - lambda (0.05 in the authors'
+    README, 0.01 to 0.1 in the paper).
+    `global_views`: the number of large views, whose mean the embeddings of an image are drawn to (2 in the authors'
+    README).
+    `local_views`: the number of small views (6 in the authors' README, on ImageNet). The authors have none for
+    convolutional networks.
+    `directions`: the number of random directions of a step, along which each view is tested.
+    `knots`: the number of points at which the test is integrated, from 0 to `t_max` (17 in the authors' code). 9 points
+    to 5 are the paper's algorithm 1, which has 17 from -5 to 5.
+    `t_max`: the bound of that integral (3 in the authors' code).
     `distance`: `mean` divides the squared distance of the views by the dimension of the embeddings (algorithm 2 and the
     authors' code), `sum` does not (the equation of section 5.1).
-    `dim`: the dimension of the embeddings.
-    `hidden`: the widths of the projector's hidden layers.
-    `norm`: the normalisation of the hidden layers.
+    `dim`: the dimension of the embeddings (16 in the authors' minimal example).
+    `hidden`: the widths of the projector's hidden layers (two of 2048 in the authors' minimal example).
+    `norm`: the normalisation of the hidden layers; `sync` is for several workers.
     `pool`: the pooling of the feature map. null: `cls` if the encoder has a class token, otherwise `avg`.
     """
 

@@ -62,8 +62,9 @@ class Method(Learner):
     """A pretraining objective around an encoder. Later stages receive the encoder.
 
     The keyword-only parameters of `__init__` are the method's hyper-parameters. Their annotations are the schema that
-    the config checks, and their defaults stand nowhere else in code. `title`, `paper` and `deviations` (everything that
-    is done otherwise than in the paper, or that the paper does not give) go into the model card.
+    the config checks, and their defaults stand nowhere else. The class docstring describes each of them, and says what
+    its default is taken from. `title`, `paper` and `deviations` (everything that is done otherwise than in the paper,
+    or that the paper does not give) go into the model card.
 
     Raises (`__init__`):
         ValueError: the parameters do not fit the encoder or the training; the message starts with the parameter's name.

@@ -75,17 +75,22 @@ class NoiseAsTargets(Method):
     same share of all images seen in the last epoch that exchanges targets, `changed`.
 
     `dim`: d, the dimension of the targets (2048 in the authors' code; the paper does not say).
-    `permutation_period`: the number of epochs between two epochs in which images exchange their targets (section 3.3).
-    `reduction`: `paper` is the mean of eq. 2, `reference` the sum without 1/2, as in the authors' code.
-    `targets`: `sphere` are uniform unit vectors; `one_hot` is the ablation of section 4.1: the `dim` basis vectors,
-    each n / dim times.
+    `permutation_period`: the number of epochs between two epochs in which images exchange their targets (3 in section
+    3.3 and figure 2).
+    `reduction`: `paper` is the mean of eq. 2, with its 1/(2n), `reference` the sum without 1/2, as in the authors'
+    code.
+    `targets`: `sphere` are uniform unit vectors (section 3); `one_hot` is the ablation of section 4.1: the `dim` basis
+    vectors, each n / dim times.
     `assign`: `global` exchanges targets within the whole batch, as on one worker; `local` within each worker's part of
     the batch only.
-    `solver`: `exact` finds the best exchange; `sparse` is faster for batches of 1,000 images and more: it looks for it
-    among each image's nearest targets, and proves that the mean cost is at most 0.01 above the optimum, in units of the
-    standard deviation of the costs.
-    `hidden`: the widths of the head's hidden layers.
-    `dropout`: the probability of dropout after the head's first hidden layer.
+    `solver`: `exact` finds the best exchange, which is the Hungarian algorithm's (section 3.2); `sparse` is faster for
+    batches of 1,000 images and more: it looks for it among each image's nearest targets, and proves that the mean cost
+    is at most 0.01 above the optimum, in units of the standard deviation of the costs.
+    `hidden`: the widths of the head's hidden layers (two of 4096: AlexNet's fc6 and fc7).
+    `dropout`: the probability of dropout after the head's first hidden layer (0.5 in the authors' code, after fc6
+    only).
+    `pool`: the pooling of the feature map: `avg` is the mean over its positions, `flatten` keeps every position
+    (AlexNet's conv5, 256 x 6 x 6).
     """
 
     title: ClassVar[str] = "Noise As Targets"

@@ -62,12 +62,14 @@ class SimClr(Method):
 
     Views of one size pass the networks as one batch, as in the authors' code.
 
-    `dim`: the dimension of the projections.
-    `hidden`: the widths of the projector's hidden layers. null: one layer as wide as the features.
-    `norm`: the normalisation of the projector's layers.
+    `dim`: the dimension of the projections (128 in section 2.3).
+    `hidden`: the widths of the projector's hidden layers. null: one layer as wide as the features (sections 2.1 and
+    2.3).
+    `norm`: the normalisation of the projector's layers (`batch` in the authors' code); `sync` is for several workers.
     `last_norm`: true normalises the projections, too, before they are brought to length 1 (authors' code).
-    `temperature`: the temperature tau of the softmax (eq. 1): 0.5 is best on CIFAR-10, 0.1 on ImageNet.
-    `decoupled`: true leaves the positive pair out of the sum (decoupled contrastive learning).
+    `temperature`: the temperature tau of the softmax (eq. 1): 0.5 is best on CIFAR-10 (appendix B.9), 0.1 on ImageNet
+    (section 5.1).
+    `decoupled`: true leaves the positive pair out of the sum (decoupled contrastive learning, arXiv 2110.06848, eq. 6).
     `pool`: the pooling of the feature map. null: `cls` if the encoder has a class token, otherwise `avg`.
     """
 

@@ -83,20 +83,22 @@ class SpatialContrasting(Method):
 
     Parameters of the encoder that the chosen maps do not depend on are not trained.
 
-    `level`: `feature` cuts patches out of the encoder's maps; `pixel` cuts patches out of the image and compares the
-    maps that the encoder gives for them.
-    `layers`: the encoder's maps that are compared; 0 is the first, -1 the last. The losses of several maps are added
-    (section 4.2).
-    `patch_size`: the side of a patch, in positions of the map or in pixels of the image.
-    `patches`: the number of patches of an image. For more than 2 the loss is the mean over the pairs of an image.
-    `symmetric`: true makes either patch of a pair the anchor, and takes the mean of both. (The long version's
-    1/2 [L(x1, x2) + L(x2, x1)] exchanges images, which eq. 2 contains already; eq. 2 itself and algorithm 1 are not
-    symmetric in patches.)
-    `contrast`: the patches that an anchor f_i^(1) is contrasted with: `eq2` are the f_j^(2) of all images, with i
-    itself (the positive) among them; `eq1` are the f_j^(1) of the other images, and the positive.
-    `patch_features`: the features of a patch: its map, flattened or averaged (the paper does not say).
-    `supervised_weight`: the weight of the cross-entropy of a linear classifier on labelled images in parallel (the
-    paper's future work, section 6).
+    `level`: `feature` cuts patches out of the encoder's maps (long version, arXiv 1610.00243, algorithm 1);
+    with `pixel` they are cut out of the image, and the maps that the encoder gives for them are compared (section 4.1).
+    `layers`: the encoder's maps that are compared; 0 is the first, -1 the last (the paper does not say which). The
+    losses of several maps are added (section 4.2).
+    `patch_size`: the side of a patch, in positions of the map or in pixels of the image (the paper does not say; 4
+    positions in a third party's port to Keras, dlacombejr/SpatialContrastingNetwork).
+    `patches`: the number of patches of an image (2 in section 4.2). For more than 2 the loss is the mean over the pairs
+    of an image.
+    `symmetric`: true makes either patch of a pair the anchor, and takes the mean of both, as the port does. (The long
+    version's 1/2 [L(x1, x2) + L(x2, x1)] exchanges images, which eq. 2 contains already; eq. 2 itself and algorithm 1
+    are not symmetric in patches.)
+    `contrast`: the patches that an anchor f_i^(1) is contrasted with: `eq2` (eq. 2 and algorithm 1) are the f_j^(2) of
+    all images, with i itself (the positive) among them; `eq1` are the f_j^(1) of the other images, and the positive.
+    `patch_features`: the features of a patch: its map, flattened (the port) or averaged (the paper does not say).
+    `supervised_weight`: the weight of the cross-entropy of a linear classifier on labelled images in parallel. The
+    paper pretrains without labels; this is its future work (section 6).
     """
 
     title: ClassVar[str] = "Spatial Contrasting"

@@ -82,26 +82,34 @@ class SuperAnd(Method):
 
     Instance has `neighbours`, `ue` and `aug` off, AND has `ue` and `aug` off; both have one view.
 
-    `dim`: the dimension of the embeddings.
-    `temperature`: the temperature tau of the softmax over the bank (eqs. 1, 9 and 11).
-    `aug_temperature`: the temperature of L_aug (eq. 13).
-    `momentum`: the momentum of the memory bank.
-    `rounds`: the number of rounds, which must divide the epochs; all of them are whole.
+    `dim`: the dimension of the embeddings (128 in section 3, in AND's code, and of Wu et al.).
+    `temperature`: the temperature tau of the softmax over the bank (eqs. 1, 9 and 11). The paper does not say; 0.1 is
+    in the authors' code, in AND's, and in that of Wu et al. for CIFAR-10.
+    `aug_temperature`: the temperature of L_aug (eq. 13). The paper does not say; 0.1 is in the authors' code.
+    `momentum`: the momentum of the memory bank (0.5 in section 4.1, in AND's code, and in that of Wu et al.).
+    `rounds`: the number of rounds, which must divide the epochs; all of them are whole (5 of 200 epochs each in section
+    4.1, and 5 in AND's code).
     `variant`: `paper` follows the paper's text, `reference` the authors' code, where they differ.
-    `initial`: the selection of neighbours in the rounds: `random`, `instance` or `multiple`.
+    `initial`: the selection of neighbours in the rounds: `random` (section 3.1 and table 5), `instance`, or `multiple`
+    (the authors' code).
     `neighbours`: false makes every image its own class at all times.
-    `ue`: true adds L_ue.
-    `aug`: true adds L_aug, which needs two views.
-    `views`: the number of views of an image. The second is made if a loss is over it: L_aug, or `variant: reference`.
-    `ue_step`: the amount by which the weight of L_ue grows after every `ue_period`.
-    `ue_period`: the number of epochs after which the weight of L_ue grows.
+    `ue`: true adds L_ue (section 3.2); false is an ablation of table 4.
+    `aug`: true adds L_aug (section 3.3), which needs two views; false is an ablation of table 4.
+    `views`: the number of views of an image, which is 2 also where `aug` is off. The second is made if a loss is over
+    it: L_aug, or `variant: reference`.
+    `ue_step`: the amount by which the weight of L_ue grows after every `ue_period`, from 0 on (0.2 in section 4.1).
+    `ue_period`: the number of epochs after which the weight of L_ue grows (80 in section 4.1), counted from the
+    beginning of a round (the authors' code).
     `ue_sign`: `attract` minimises the entropy of L_ue (section 3.2, and the code), `eq12` maximises it (eq. 12).
-    `ue_classes`: the classes of L_ue: `others` treats the image's own as `variant` says, `all` includes it.
+    `ue_classes`: the classes of L_ue: `others` treats the image's own as `variant` says (eq. 11), `all` includes it
+    (the authors' first commit).
     `chunk`: the number of rows of the bank that are processed at a time; it changes memory, not results.
     `bank_dtype`: the type in which the bank is stored. The 16-bit types halve its memory; on the unit sphere float16 is
         the more exact of the two.
     `negatives`: the number of rows of the bank that the softmax of L_and and L_ue is estimated over, drawn in
         each step and shared by the batch; null: all rows. The search for neighbours and L_aug are exact in both cases.
+    `pool`: the pooling of the feature map: `avg` is the mean over its positions, `flatten` keeps every position (`avg`
+    in the authors' code).
     """
 
     title: ClassVar[str] = "Super-AND (Instance and AND are configurations of it)"

@@ -57,13 +57,14 @@ class VicReg(Method):
         invariance          the squared distance (eq. 5)    divided by d
         variance            v(Z) + v(Z') (eq. 6)            its half
 
-    `invariance`: the weight lambda of the distance of the views.
-    `variance`: the weight mu of the variance.
-    `covariance`: the weight nu of the covariance.
-    `dim`: the dimension d of the embeddings.
-    `hidden`: the widths of the expander's hidden layers. null: two layers as wide as the embeddings.
-    `norm`: the normalisation of the hidden layers.
-    `variant`: `paper` follows the equations, `reference` the authors' code, for which the weights were chosen.
+    `invariance`: the weight lambda of the distance of the views (25 in section 4.2).
+    `variance`: the weight mu of the variance (25 in section 4.2).
+    `covariance`: the weight nu of the covariance (1 in section 4.2).
+    `dim`: the dimension d of the embeddings (8,192 in section 4.2, for ImageNet).
+    `hidden`: the widths of the expander's hidden layers. null: two layers as wide as the embeddings (section 4.2).
+    `norm`: the normalisation of the hidden layers (`batch` in section 4.2); `sync` is for several workers.
+    `variant`: `paper` follows the equations (5 and 6 as printed), `reference` the authors' code, for which the weights
+    were chosen.
     `pool`: the pooling of the feature map. null: `cls` if the encoder has a class token, otherwise `avg`.
     """
 

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from firstlight.pipeline.config.conf_files import CONF_FOLDER, find_conf_file, find_conf_folder
-from firstlight.pipeline.config.load import load_recipe
+from firstlight.pipeline.config.load import STAGE_CONF_GROUPS, load_recipe
+from firstlight.pipeline.config.schemas.entries import load_entries
+from firstlight.pipeline.config.yaml_reader import read_yaml
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.search.plan import load_plan
 
@@ -67,3 +69,17 @@ def test_key_of_a_stage_that_is_missing_names_how_to_add_it(override: str, hint:
         load_recipe(Path("quickstart"), (override,))
     assert "no such stage in this recipe" in str(error.value)
     assert hint in str(error.value)
+
+
+@pytest.mark.parametrize("group", STAGE_CONF_GROUPS)
+def test_conf_file_repeats_no_default_of_its_class(group: str) -> None:
+    """The default of a key stands in the constructor alone. A preset has the keys that differ from it."""
+    files = sorted((CONF_FOLDER / group).glob("*.yaml"))
+    entries = load_entries()[f"{group}s"]
+    assert {read_yaml(file)["name"] for file in files} == entries.keys()
+    for file in files:
+        written = read_yaml(file)
+        parameters = entries[written.pop("name")]["parameters"]
+        assert written.keys() <= parameters.keys(), file
+        defaults = {key: parameter["default"] for key, parameter in parameters.items() if "default" in parameter}
+        assert [key for key in written.keys() & defaults.keys() if written[key] == defaults[key]] == [], file

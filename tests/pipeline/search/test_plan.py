@@ -102,7 +102,7 @@ def test_edited_conf_file_does_not_change_later_trials(tmp_path: Path) -> None:
     plan = load_plan(search)
     first: Any = plan.trial_recipe({LR: 0.1, PERIOD: 1})
     file = conf / "method" / "nat.yaml"
-    file.write_text(file.read_text().replace("dropout: 0.5", "dropout: 0.25"))
+    file.write_text(file.read_text() + "dropout: 0.25\n")
     second: Any = plan.trial_recipe({LR: 0.2, PERIOD: 1})
     again: Any = load_plan(search).trial_recipe({LR: 0.2, PERIOD: 1})
     assert second.stages["pretrain"].method == first.stages["pretrain"].method

@@ -1,37 +1,26 @@
 """The contract of methods: hyper-parameters and their defaults stand in the signature of `__init__` only."""
 
-from typing import Any, Literal
+import inspect
+from typing import Literal
 
 import pytest
 
-from firstlight.pipeline.config.yaml_reader import read_yaml
+from firstlight.pipeline.config.docstrings import SHARED_MEANINGS, parse_parameter_meanings
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.pretrain import METHODS, batch_requirements, build_method, metric_plots
 from firstlight.tasks.pretrain.method import BatchRequirements, Method, TrainingInfo
 from firstlight.tasks.pretrain.nat import NoiseAsTargets
 from firstlight.tasks.pretrain.super_and import SuperAnd
 from tests.support.learners import build_encoder
-from tests.support.paths import ROOT
-
-CONF = ROOT / "conf" / "method"
-
-
-def read_parameters(name: str) -> dict[str, Any]:
-    """The parameters of a file of conf/method, with lists as tuples."""
-    section = read_yaml(CONF / f"{name}.yaml")
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in dict(section).items() if k != "name"}
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_conf_file_of_a_method_holds_the_defaults_of_its_signature(name: str) -> None:
-    written, defaults = read_parameters(name), METHODS[name].complete_parameters({})
-    assert written == {key: defaults[key] for key in written}
-
-
-@pytest.mark.parametrize("name", ["and", "instance"])
-def test_conf_file_of_a_configuration_names_parameters_of_its_method(name: str) -> None:
-    written = read_parameters(name)
-    assert SuperAnd.complete_parameters(written).items() >= written.items()
+def test_docstring_of_the_class_describes_every_keyword(name: str) -> None:
+    text, keys = inspect.getdoc(METHODS[name]), METHODS[name].complete_parameters({}).keys()
+    described = {key for key in keys if f"\n`{key}`: " in str(text)}
+    assert keys - described <= SHARED_MEANINGS.keys()
+    meanings = parse_parameter_meanings([text], keys)
+    assert [key for key in keys if not meanings[key].endswith((".", ".)"))] == [], "a line begins with a backtick"
 
 
 def test_given_parameters_replace_defaults() -> None:
