@@ -1,0 +1,105 @@
+"""Networks in the memory format channels_last against contiguous ones, on one thread: `python -m bench.memory_format`.
+
+Both take turns on the same images. The table has the least CPU milliseconds of some turns, of the forward pass without
+gradients, as frozen features take it, and of forward and backward pass in training.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from firstlight.tasks.nn.encoders import Encoder
+
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@dataclass(frozen=True)
+class FormatCase:
+    """The spec of an encoder, and the number and side of its images."""
+
+    spec: dict[str, Any]
+    images: int
+    side: int
+
+    @property
+    def label(self) -> str:
+        """The name of the network and its images."""
+        name, width = self.spec.get("model", self.spec["name"]), self.spec.get("width")
+        return f"{name}{f' of width {width}' if width else ''}, {self.images} of {self.side} pixels"
+
+
+FORMAT_CASES = (
+    FormatCase({"name": "convnet", "width": 16, "depth": 4}, 50, 48),
+    FormatCase({"name": "convnet", "width": 32, "depth": 4}, 64, 64),
+    FormatCase({"name": "timm", "model": "tf_efficientnet_lite0"}, 16, 128),
+    FormatCase({"name": "timm", "model": "mobilenetv3_small_100"}, 16, 128),
+    FormatCase({"name": "torchvision", "model": "resnet18"}, 16, 128),
+    FormatCase({"name": "torchvision", "model": "resnet50"}, 8, 128),
+    FormatCase({"name": "resnet18"}, 32, 32),
+    FormatCase({"name": "alexnet"}, 32, 64),
+)
+
+
+def _run_forward(network: nn.Module, images: Tensor) -> None:
+    with torch.no_grad():
+        network(images)
+
+
+def _run_step(network: nn.Module, images: Tensor) -> None:
+    network(images)[-1].float().square().mean().backward()
+    network.zero_grad(set_to_none=True)
+
+
+def measure_formats(case: FormatCase, turns: int) -> dict[str, tuple[float, float]]:
+    """Returns the CPU milliseconds of the forward pass and of a training step, by memory format."""
+    torch.manual_seed(0)
+    images = torch.rand(case.images, 3, case.side, case.side)
+    networks = {}
+    for name, layout in MEMORY_FORMATS.items():
+        torch.manual_seed(0)
+        networks[name] = Encoder(case.spec, case.side).train().to(memory_format=layout)  # type: ignore[call-overload]
+    found = {}
+    for work in (_run_forward, _run_step):
+        least = dict.fromkeys(networks, float("inf"))
+        # The first turn also makes what later ones keep.
+        for turn in range(turns + 1):
+            for name, network in networks.items():
+                taken = _measure_ms(work, network, images)
+                least[name] = min(least[name], taken) if turn else least[name]
+        found[work] = least
+    return {name: (found[_run_forward][name], found[_run_step][name]) for name in networks}
+
+
+def _measure_ms(work: Callable[[nn.Module, Tensor], None], network: nn.Module, images: Tensor) -> float:
+    begun = time.process_time()
+    work(network, images)
+    return 1000 * (time.process_time() - begun)
+
+
+@click.command(help=__doc__)
+@click.option("--turns", type=click.IntRange(min=1), default=6, show_default=True)
+def main(turns: int) -> None:
+    """Prints the milliseconds of both formats, and their ratio."""
+    torch.set_num_threads(1)
+    table = Table("network, images", "forward, ms", "ratio", "step, ms", "ratio")
+    for case in FORMAT_CASES:
+        (forward, step), (last_forward, last_step) = measure_formats(case, turns).values()
+        table.add_row(
+            case.label,
+            f"{forward:.0f}, {last_forward:.0f}",
+            f"{last_forward / forward:.2f}",
+            f"{step:.0f}, {last_step:.0f}",
+            f"{last_step / step:.2f}",
+        )
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
