@@ -291,9 +291,9 @@ class StageKind(ABC, Generic[StageSection]):
 
     def count_epoch_images(self, stage: StageSection, splits: Splits, seed: int) -> tuple[int, int] | None:
         """Returns how many images an epoch is drawn from, and how many of them a batch takes; None if the stage does
-        not train.
+        not train. By default, a stage with `TrainingOptions` trains on all.
         """
-        return None
+        return (len(splits.train), stage.batch_size) if isinstance(stage, TrainingOptions) else None
 
     def count_labelled_images(self, stage: StageSection, splits: Splits, seed: int) -> tuple[int, int] | None:
         """Returns how many labelled images go through passes of their own beside the epochs, and how many of them a

@@ -31,6 +31,7 @@ from firstlight.pipeline.search.trial import weigh_stage
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.lineage import read_lineage
 from firstlight.pipeline.tracking.location import parse_location
+from firstlight.pipeline.train.context import StageContext
 from tests.support import recipes
 from tests.support.own_training import SECTION, OwnTrainingStage, know_own_training
 
@@ -94,11 +95,13 @@ def test_its_views_decide_the_side_of_the_store(tmp_path: Path) -> None:
     assert sides == [256, 128], "twice the pixels"
 
 
-def test_its_length_and_its_trainings_count(tmp_path: Path) -> None:
+def test_its_length_and_its_trainings_count(tmp_path: Path, digits: Store) -> None:
     recipe = make_recipe(tmp_path)
     assert weigh_stage(recipe.stages["own"], 120) == 3.0 * 3 * 5
-    assert not is_long(recipe, 108)
-    assert is_long(make_recipe(tmp_path, epochs=300), 108)
+    splits = StageContext.create(recipe, digits, on_ray=False).splits
+    for epochs, expected in ((20, False), (21, True)):
+        two_seeds = make_recipe(tmp_path, epochs=epochs).model_copy(update={"seeds": (0, 1)})
+        assert is_long(two_seeds, splits) == expected, "five trainings of a seed, 96 of 110 images in an epoch"
 
 
 def test_its_notes_and_uses_are_told(tmp_path: Path, digits: Store) -> None:
