@@ -8,7 +8,6 @@ arms take turns, each in a process of its own, and the CPU seconds count those o
 """
 
 import itertools
-import resource
 import tempfile
 import time
 from collections import defaultdict
@@ -35,6 +34,7 @@ from torchvision.transforms import (
 )
 
 from bench.own_process import run_in_own_process
+from bench.peers import read_tree_seconds
 from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.prepare.prepare import prepare
@@ -184,19 +184,14 @@ def run_few_labels_arm(arm: str, setting: FewLabelSetting) -> dict[str, float]:
     """Runs an arm in this process. Returns its seconds, the CPU seconds with those of its processes, and the mean test
     accuracy of both starts.
     """
-    begun, used = time.perf_counter(), _count_cpu_seconds()
+    begun, used = time.perf_counter(), read_tree_seconds()
     with tempfile.TemporaryDirectory() as folder:
         if arm == BARE_LOOP:
             accuracy = sum(BareLoop(setting).run().values()) / 2
         else:
             result = run_our_stage(setting, Path(folder), 1 if arm == ONE_PROCESS else "auto")
             accuracy = sum(result[start]["test"] for start in ("pretrained", "scratch")) / 2
-    return {"wall_s": time.perf_counter() - begun, "cpu_s": _count_cpu_seconds() - used, "accuracy": accuracy}
-
-
-def _count_cpu_seconds() -> float:
-    found = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(used.ru_utime + used.ru_stime for used in found)
+    return {"wall_s": time.perf_counter() - begun, "cpu_s": read_tree_seconds() - used, "accuracy": accuracy}
 
 
 def compare_few_labels_arms(setting: FewLabelSetting, rounds: int) -> dict[str, dict[str, float]]:

@@ -1,6 +1,7 @@
 """The commands of kinds of stages, read from the source of their sections: an import of these takes a second."""
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,15 @@ def list_command_helps() -> dict[str, str]:
     known = sys.modules.get("firstlight.pipeline.config.stages")
     # Kinds of other packages are known to a process that has imported them.
     registered: dict[str, type[StageConfig]] = known.STAGE_SECTIONS if known is not None else {}
-    own = dict(found for file in sorted(SECTIONS_FOLDER.glob("*.py")) for found in _read_helps(file))
-    return own | {kind: one.command_help or f"Run the stages of kind {kind}." for kind, one in registered.items()}
+    return _read_own_helps() | {
+        kind: one.command_help or f"Run the stages of kind {kind}." for kind, one in registered.items()
+    }
+
+
+# Cached, as the help of all commands asks for each of them.
+@functools.cache
+def _read_own_helps() -> dict[str, str]:
+    return dict(found for file in sorted(SECTIONS_FOLDER.glob("*.py")) for found in _read_helps(file))
 
 
 def _read_helps(file: Path) -> Iterator[tuple[str, str]]:

@@ -56,7 +56,7 @@ def launch_instances(
         "instances": [_name_paths(asdict(instance)) for instance in instances],
     }
     if recipe.scale.max_workers == 0:
-        answer = _launch_in_process(payload, others)
+        answer = _launch_in_process(recipe, payload, others)
     else:
         with share_folders(recipe, instances):
             answer = _launch_on_ray(recipe, payload, instances[0].folder.parent / ".ray")
@@ -72,25 +72,24 @@ def _name_paths(value: Any) -> Any:
     return name_location(value) if isinstance(value, Path) else value
 
 
-def _launch_in_process(payload: dict[str, Any], others: SideProcesses | None) -> dict[str, Any]:
-    device = torch.device("cuda" if parse_recipe(payload["recipe"]).scale.worker_gpus else "cpu")
+def _launch_in_process(recipe: Recipe, payload: dict[str, Any], others: SideProcesses | None) -> dict[str, Any]:
+    device = torch.device("cuda" if recipe.scale.worker_gpus else "cpu")
     run_here = partial(run_instances, on_ray=False, device=device)
     if others is None or others.most == 0:
         return run_here(payload)
     answer: dict[str, Any] = {"stop": None}
-    for work in (_list_parts(payload, others.most + 1), payload["instances"]):
+    for work in (_list_parts(recipe, payload["instances"], others.most + 1), payload["instances"]):
         if work and answer["stop"] is None:
             together = {**payload, "instances": work}
             answer = others.run(together, run_here) if len(work) > 1 else run_here(together)
     return answer
 
 
-def _list_parts(payload: dict[str, Any], processes: int) -> list[dict[str, Any]]:
+def _list_parts(recipe: Recipe, instances: list[dict[str, Any]], processes: int) -> list[dict[str, Any]]:
     """Returns the parts of the instances of a stage, if they share the processes more evenly than the instances do."""
-    instances = payload["instances"]
     if len(instances) % processes == 0:
         return []
-    stage = parse_recipe(payload["recipe"]).stages[instances[0]["stage"]]
+    stage = recipe.stages[instances[0]["stage"]]
     return [{**fields, PART_KEY: part} for fields in instances for part in stage_kind(stage).list_parts(stage)]
 
 

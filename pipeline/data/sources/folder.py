@@ -40,7 +40,7 @@ from firstlight.pipeline.data.sources.labels import clean_label
 from firstlight.pipeline.data.sources.remote_files import RemoteFiles
 from firstlight.pipeline.data.sources.source import Record, Source, SourceFiles, SourceOptions, open_root
 from firstlight.pipeline.data.sources.source_splits import describe_unread, settle_splits
-from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.errors import UserError, describe_os_error
 
 # Ending of files -> the source that reads them
 OTHER_SOURCES = {".tar": "webdataset", ".tgz": "webdataset", ".parquet": "parquet"}
@@ -67,7 +67,7 @@ class FolderSource(Source):
             try:
                 yield Record(decode_path(path), self._load_file(path), label)
             except OSError as error:
-                yield Record(decode_path(path), None, label, error.strerror or str(error))
+                yield Record(decode_path(path), None, label, describe_os_error(error, None))
 
     def _load_file(self, path: bytes) -> bytes:
         return LocalFiles(self.root, self.follow_links).read(path)
@@ -92,7 +92,7 @@ class RemoteFolderSource(Source):
         try:
             return Record(decode_path(path), self.files.read(path), label)
         except OSError as error:
-            return Record(decode_path(path), None, label, error.strerror or str(error))
+            return Record(decode_path(path), None, label, describe_os_error(error, None))
 
 
 def open_folder(dataset: SourceOptions) -> Source:

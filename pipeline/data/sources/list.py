@@ -47,7 +47,7 @@ from firstlight.pipeline.data.sources.list_rows import (
 from firstlight.pipeline.data.sources.remote_files import RemoteFiles
 from firstlight.pipeline.data.sources.source import Record, Source, SourceFiles, SourceOptions, open_root
 from firstlight.pipeline.data.sources.source_splits import settle_splits
-from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.errors import UserError, describe_os_error
 
 NO_PATH_REASON, REPEATED_REASON = "the row has no path", "of an image that stands in an earlier row"
 
@@ -85,8 +85,7 @@ class ImageList(Source):
             return Record(known_as, _load_image(self.files, path), label, None, annotation)
         # ValueError: the text is no path, for example as it holds a zero byte
         except (OSError, ValueError) as error:
-            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-            return Record(known_as, None, label, reason)
+            return Record(known_as, None, label, describe_os_error(error, None))
 
 
 def open_list(dataset: SourceOptions) -> ImageList:

@@ -28,7 +28,7 @@ from firstlight.pipeline.data.sources.published.voc import open_voc
 from firstlight.pipeline.data.sources.source import Source, SourceOptions, describe_listing
 from firstlight.pipeline.data.sources.tables.hugging_face import open_hugging_face
 from firstlight.pipeline.data.sources.webdataset import open_webdataset
-from firstlight.pipeline.errors import UserError, one_line
+from firstlight.pipeline.errors import UserError, describe_os_error
 from firstlight.tasks.extensions.registry import Registry
 
 _OWN_SOURCES: dict[str, Callable[[SourceOptions], Source]] = {
@@ -68,4 +68,4 @@ def open_source(dataset: SourceOptions) -> Source:
         return source if source.reading else replace(source, reading=describe_listing(source))
     except OSError as error:
         where = decode_path(os.fsencode(error.filename or str(dataset.root)))
-        raise UserError(f"dataset.root: {where}: cannot be read: {error.strerror or one_line(error)}") from None
+        raise UserError(f"dataset.root: {where}: cannot be read: {describe_os_error(error)}") from None

@@ -16,7 +16,7 @@ from PIL import Image
 
 from firstlight.pipeline.data.sources.files import LocalFiles
 from firstlight.pipeline.data.sources.source import Record, Source, SourceFiles
-from firstlight.pipeline.errors import UserError, one_line
+from firstlight.pipeline.errors import UserError, describe_os_error
 
 # Raised for a file that was removed, or whose compressed bytes are damaged
 PIXEL_READ_ERRORS = (OSError, EOFError, ValueError, zlib.error)
@@ -81,8 +81,7 @@ class PixelSource(Source):
                     yield _encode_png(pixels), None
                 done += 1
         except PIXEL_READ_ERRORS as error:
-            reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
-            yield from [(None, f"{file.name} cannot be read: {reason}")] * (len(rows) - done)
+            yield from [(None, f"{file.name} cannot be read: {describe_os_error(error)}")] * (len(rows) - done)
 
 
 @dataclass(frozen=True)

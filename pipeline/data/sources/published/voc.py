@@ -56,7 +56,7 @@ from firstlight.pipeline.data.sources.source import (
     get_local_facts,
     open_local_root,
 )
-from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.errors import UserError, describe_os_error
 
 # No real limit: the size of each mask is compared with that of its image before it is stored
 MAX_READ_MASK_PIXELS = 2**28
@@ -84,8 +84,7 @@ class Voc(FolderSource):
         try:
             annotation = self._read_mask(path) if "mask" in self.annotations else self._read_objects(index, path)
         except (InvalidObjects, BadImage, OSError) as error:
-            problem = (error.strerror if isinstance(error, OSError) else None) or str(error)
-            return replace(record, data=None, reason=f"{decode_path(path)}: {problem}")
+            return replace(record, data=None, reason=f"{decode_path(path)}: {describe_os_error(error, None)}")
         return replace(
             record, annotation=replace(annotation, frame=self.annotated_frame), annotation_file=decode_path(path)
         )

@@ -359,13 +359,9 @@ def test_fine_tunings_that_processes_share_are_those_of_one(tmp_path: Path, monk
 
 
 def test_seeds_that_share_the_processes_evenly_are_not_divided(tmp_path: Path) -> None:
-    payload = {
-        "recipe": tuned_recipe(tmp_path, 2).dump(),
-        "instances": [{"stage": "finetune", "seed": seed} for seed in range(4)],
-    }
-    assert launch._list_parts(payload, 2) == launch._list_parts(payload, 4) == []
-    parts = launch._list_parts(payload, 3)
+    recipe, instances = tuned_recipe(tmp_path, 2), [{"stage": "finetune", "seed": seed} for seed in range(4)]
+    assert launch._list_parts(recipe, instances, 2) == launch._list_parts(recipe, instances, 4) == []
+    parts = launch._list_parts(recipe, instances, 3)
     assert len(parts) == 16
     assert parts[5] == {"stage": "finetune", "seed": 1, "part": "pretrained-lr0.3"}
-    payload["instances"] = [{"stage": "pretrain", "seed": 0}]
-    assert launch._list_parts(payload, 2) == []
+    assert launch._list_parts(recipe, [{"stage": "pretrain", "seed": 0}], 2) == []
