@@ -10,6 +10,7 @@ The names below are imported when they are used first (PEP 562), so that `import
 nor MLflow.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,11 @@ if TYPE_CHECKING:
     from firstlight.tasks.downstream import TASKS as TASKS
     from firstlight.tasks.nn.encoders import ENCODERS as ENCODERS
     from firstlight.tasks.pretrain import METHODS as METHODS
+
+# The threads of torch wait for one another after every operation. By default they spin, and beside any other work on
+# the CPUs, such as the decoding of images, two of them can then be ten times slower than one. OpenMP reads this when
+# torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 _MODULES = {
     **dict.fromkeys(

@@ -40,6 +40,16 @@ def run_python(code: str) -> list[str]:
     return done.stdout.split("\n")
 
 
+def test_threads_of_torch_sleep_while_they_wait_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    show = "import firstlight, os; print(os.environ['OMP_WAIT_POLICY'])"
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert run_python(show)[0] == "passive"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert run_python(show)[0] == "active"
+
+
 def test_import_loads_nothing_heavy() -> None:
     assert run_python(f"import sys, firstlight; print([name for name in {HEAVY} if name in sys.modules])")[0] == "[]"
 

@@ -97,7 +97,7 @@ class ScaleOptions(StrictModel):
         "auto",
         description="The number of training processes. 0: the training runs in this process, without Ray. "
         "[min, max]: the number follows the free resources between these bounds while machines join and leave. "
-        "`auto`: one for each GPU, or one on the CPUs where there is none.",
+        "`auto`: one for each GPU; where there is none 0 on this machine, and 1 on a cluster.",
     )
     processes: int | Literal["auto"] = Field(
         "auto",
@@ -119,11 +119,12 @@ class ScaleOptions(StrictModel):
         description="The number of GPUs that Ray reserves for one worker. `auto`: 1 where there are GPUs for all "
         "workers, 0 otherwise.",
     )
-    threads: int = Field(
-        1,
-        ge=1,
+    threads: int | Literal["auto"] = Field(
+        "auto",
         description="The number of torch threads of a worker. Results are equal to the last bit for equal numbers of "
-        "threads only.",
+        "threads only. `auto`: `cpus_per_worker`, 1 at least, for workers and on a GPU; 1 for a trial of a search; "
+        "otherwise the cores of the machine divided by what a stage has to do side by side: its seeds, for a "
+        "fine-tuning times its arms and learning rates.",
     )
     object_store_mb: int | Literal["auto"] = Field(
         "auto",
@@ -151,7 +152,7 @@ class ScaleOptions(StrictModel):
             raise ValueError("must be greater than or equal to 0, [min, max] with 1 <= min < max, or auto")
         return int(workers)
 
-    _check_processes = field_validator("processes", mode="plain")(_parse_count)
+    _check_counts = field_validator("processes", "threads", mode="plain")(_parse_count)
 
     @field_validator("object_store_mb", mode="plain")
     @classmethod
@@ -191,6 +192,13 @@ class ScaleOptions(StrictModel):
         if isinstance(self.workers, tuple):
             return self.workers[1]
         return 1 if self.workers == AUTO else int(self.workers)
+
+    @property
+    def worker_threads(self) -> int:
+        """The torch threads of one worker; of this process 1 while they are still to be chosen."""
+        if self.threads != AUTO:
+            return int(self.threads)
+        return max(int(self.cpus_per_worker), 1) if self.max_workers or self.worker_gpus else 1
 
     @property
     def object_store_bytes(self) -> int:

@@ -178,7 +178,8 @@ class TrainingOptions(StrictModel):
     precision: Literal["fp32", "bf16", "fp16", "auto"] = Field(
         "fp32",
         description="The number format of the forward pass: `bf16` and `fp16` are automatic mixed precision, `fp16` "
-        "with a scaled loss. `auto`: `bf16` on GPUs that have it, `fp16` on older ones, `fp32` on CPUs.",
+        "with a scaled loss. `auto`: `bf16` on GPUs that have it, `fp16` on older ones, and on the CPUs "
+        "of this machine `bf16` if they have AMX and the network no grouped convolution, otherwise `fp32`.",
     )
     ema: float | None = Field(
         None,

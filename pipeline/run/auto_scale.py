@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.scale import AUTO, ScaleOptions
@@ -10,8 +11,10 @@ from firstlight.pipeline.run.memory import choose_object_store, choose_tasks
 from firstlight.pipeline.run.nodes import list_live_nodes
 from firstlight.pipeline.run.ray_session import RaySession
 from firstlight.pipeline.terminal import format_count
+from firstlight.pipeline.train.accelerator.cpu import multiplies_bf16_tiles
 from firstlight.pipeline.train.backward_pass import resolve_precision
 from firstlight.pipeline.usable_cpus import count_decoders, count_usable_cpus
+from firstlight.tasks.nn.encoders import Encoder
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,30 @@ def _resolve_workers(recipe: Recipe) -> tuple[Recipe, list[str]]:
     words = [f"{who} on {_describe_place(scale, gpus)}"]
     stages = dict(recipe.stages)
     if asks_precision and (is_local or not on_gpu):
-        precision = resolve_precision(AUTO, torch.device("cuda" if on_gpu else "cpu"))
+        on_tiles = is_local and not on_gpu and multiplies_bf16_tiles() and _gains_by_tiles(recipe)
+        precision = "bf16" if on_tiles else resolve_precision(AUTO, torch.device("cuda" if on_gpu else "cpu"))
         for name, stage in recipe.stages.items():
             if getattr(stage, "precision", None) == AUTO:
                 stages[name] = stage.model_copy(update={"precision": precision})
         words.append(f"precision {precision}")
     return recipe.model_copy(update={"scale": scale, "stages": stages}), words
+
+
+def _gains_by_tiles(recipe: Recipe) -> bool:
+    """Returns True if the network is faster in bfloat16 where the CPU multiplies tiles of it.
+
+    A depthwise convolution is no product of matrices, and slower. The network of a recipe without one is not known yet.
+    """
+    if recipe.encoder is None:
+        return False
+    try:
+        # It is not computed with, so it needs no weights.
+        with torch.device("meta"):
+            network = Encoder(recipe.network_spec, recipe.dataset.image_size)
+    except ValueError:
+        # The check of the recipe says what is wrong.
+        return False
+    return not any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
 
 
 def _resolve_loading(recipe: Recipe) -> tuple[Recipe, list[str]]:
@@ -79,8 +100,10 @@ def choose_scale(scale: ScaleOptions, gpus: int) -> ScaleOptions:
     """Returns a scale without `auto`, where there are `gpus` GPUs."""
     workers = scale.workers
     if workers == AUTO:
-        share = scale.worker_gpus if scale.gpus_per_worker != AUTO else 1.0
-        workers = max(int(gpus / share), 1) if share else 1
+        share = scale.worker_gpus if scale.gpus_per_worker != AUTO else min(gpus, 1.0)
+        # One worker would have the CPUs that the process of the command has too, and Ray takes seconds to start.
+        on_cpus = 0 if scale.address == "local" else 1
+        workers = max(int(gpus / share), 1) if share else on_cpus
     chosen = scale.model_copy(update={"workers": workers})
     if scale.gpus_per_worker == AUTO:
         chosen = chosen.model_copy(update={"gpus_per_worker": 1.0 if gpus >= max(chosen.min_workers, 1) else 0.0})

@@ -15,7 +15,7 @@ def driver_resources(scale: ScaleOptions) -> dict[str, float]:
     """Returns what Ray Tune reserves for the process of a trial, which does all the work if there are no workers."""
     if scale.max_workers:
         return {"CPU": DRIVER_CPUS}
-    return {"CPU": float(scale.threads), **({"GPU": scale.worker_gpus} if scale.worker_gpus else {})}
+    return {"CPU": float(scale.worker_threads), **({"GPU": scale.worker_gpus} if scale.worker_gpus else {})}
 
 
 def trial_resources(scale: ScaleOptions, stream: StreamOptions) -> Node:
@@ -53,7 +53,7 @@ def max_concurrent_trials(
 
 def _describe_trial(scale: ScaleOptions, stream: StreamOptions) -> str:
     if not scale.max_workers:
-        return f"the threads of a trial (scale.threads: {scale.threads})"
+        return f"the threads of a trial (scale.threads: {scale.worker_threads})"
     return (
         f"the {scale.max_workers} workers of a trial x {scale.cpus_per_worker:g} CPUs, "
         f"{count_data_cpus(scale, stream):g} CPU for data and its own process"

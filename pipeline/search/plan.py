@@ -84,6 +84,8 @@ class SearchPlan:
     def trial_recipe(self, values: Mapping[str, Any], references: Mapping[str, str] | None = None) -> Recipe:
         """Returns the recipe of a trial: only the stages that decide its objectives, scored on held-out images only.
 
+        Trials share the CPUs, so that `scale.threads: auto` is no more for them than the threads of a worker.
+
         `references`: references to encoders that replace those of the recipe, by stage, or `encoder.weights`.
 
         Raises:
@@ -96,6 +98,7 @@ class SearchPlan:
                 raw["encoder"]["weights"] = reference
             else:
                 raw["stages"][name]["encoder"] = reference
+        raw["scale"]["threads"] = recipe.scale.worker_threads
         stages = {name: raw["stages"][name] for name in self.trial_stages(recipe)}
         for stage in stages.values():
             # A trial must not replace a model that a run of the recipe has registered.

@@ -147,7 +147,7 @@ class _EmbeddingWriter:
         self.context, self.stage, self.folder = context, stage, instance.folder / EMBEDDINGS_FOLDER
         data, scale = context.recipe.dataset, context.recipe.scale
         encoder = TravellingPath(instance.encoder)
-        self.make = partial(build_network, encoder, data.image_size, scale.threads, scale.worker_gpus > 0)
+        self.make = partial(build_network, encoder, data.image_size, scale.worker_threads, scale.worker_gpus > 0)
         network = _load_extractor(instance.encoder, data.image_size, torch.device("cpu"))
         size = network.encoder.shapes[-1][0]
         vector = pa.list_(pa.from_numpy_dtype(np.dtype(stage.dtype)), size)

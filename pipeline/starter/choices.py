@@ -7,6 +7,7 @@ from typing import Any
 from firstlight.pipeline.config import yaml_reader
 from firstlight.pipeline.config.conf_files import CONF_FOLDER, STARTER_FILE
 from firstlight.pipeline.config.load import merge_sections
+from firstlight.pipeline.config.scale import AUTO
 from firstlight.pipeline.config.schema import parse_augment
 from firstlight.pipeline.config.schemas.entries import load_entries
 from firstlight.pipeline.data.channels.channel_ops import keep_channel_ops
@@ -228,7 +229,8 @@ def _choose_pretraining(survey: ImageSurvey, wishes: Wishes, has_gpu: bool) -> d
     augment = [op for op in stage.get("augment", ()) if not (survey.is_grey and op["op"] in COLOUR_OPS)]
     if augment:
         found["augment"] = augment if survey.shared is None else _leave_out_mixing(augment)
-    return {**found, "schedule": stage["schedule"], "channels_last": stage["channels_last"]}
+    # The study compares methods in single precision, which few devices are fastest in.
+    return {**found, "schedule": stage["schedule"], "channels_last": stage["channels_last"], "precision": AUTO}
 
 
 def _leave_out_mixing(augment: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 # Its import makes the kinds of stages known.
 import firstlight.pipeline.stages.sections.known  # noqa: F401
 from firstlight.pipeline.config import yaml_reader
+from firstlight.pipeline.config.scale import AUTO
 from firstlight.pipeline.config.stages import STAGE_SECTIONS
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import write_atomically
@@ -73,6 +74,7 @@ def _list_finetune_keys(chosen: ChosenSettings) -> dict[str, Any]:
         "optimizer": {"name": "SGD", "lr": 0.03, "momentum": 0.9, "nesterov": True, "weight_decay": 5.0e-4},
         "schedule": {"name": "CosineAnnealingLR"},
         "channels_last": True,
+        "precision": AUTO,
     }
 
 

@@ -13,6 +13,8 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.prepare.prepare import prepare
 from firstlight.pipeline.run.auto_scale import resolve_scale
 from firstlight.pipeline.run.input_colours import fill_input_colours
+from firstlight.pipeline.run.launching.side_processes import count_side_processes
+from firstlight.pipeline.run.launching.threads import choose_threads, fix_threads
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext
@@ -23,7 +25,7 @@ NUM_STEPS, NUM_WARM_UP_STEPS = 12, 4
 
 
 def measure_pretraining_rate(file: Path, num_train: int) -> float:
-    """Returns the images per second that the pretraining of a first recipe takes with its workers on this machine.
+    """Returns the images per second that the pretraining of a first recipe takes over all seeds on this machine.
 
     It trains for some steps on some of the `num_train` images, in this process and in a temporary folder.
 
@@ -31,7 +33,8 @@ def measure_pretraining_rate(file: Path, num_train: int) -> float:
         UserError: the recipe or its images are not valid.
     """
     with TemporaryDirectory(prefix="firstlight-") as folder:
-        recipe, _ = resolve_scale(_shorten_recipe(file, Path(folder), num_train))
+        asked, _ = resolve_scale(load_recipe(file))
+        recipe = fix_threads(_shorten_recipe(asked, Path(folder), num_train), choose_threads(asked, "pretrain"))
         store = prepare(recipe.dataset, Path(folder) / "stores", lambda: False, lambda done, total: None)
         recipe = fill_input_colours(recipe, store, [])
         device = torch.device("cuda" if recipe.scale.worker_gpus else "cpu")
@@ -41,12 +44,19 @@ def measure_pretraining_rate(file: Path, num_train: int) -> float:
         stage_kind(stage).train(context, stage, instance)
         rows = read_metrics(instance.folder / METRICS_FILE)
     rates = [row["images_per_s"] for row in rows]
-    return float(statistics.median(rates[NUM_WARM_UP_STEPS:] or rates)) * max(recipe.scale.max_workers, 1)
+    rate = float(statistics.median(rates[NUM_WARM_UP_STEPS:] or rates))
+    return rate * max(asked.scale.max_workers, _count_seeds_at_a_time(asked))
 
 
-def _shorten_recipe(file: Path, folder: Path, num_train: int) -> Recipe:
+def _count_seeds_at_a_time(recipe: Recipe) -> float:
+    """Returns how many seeds are trained at a time, on average: three of two processes are 1.5."""
+    seeds = len(recipe.seeds)
+    return seeds / -(-seeds // (count_side_processes(recipe) + 1))
+
+
+def _shorten_recipe(recipe: Recipe, folder: Path, num_train: int) -> Recipe:
     """Returns the pretraining of a first recipe for some steps, from random weights, which take the same time."""
-    raw = load_recipe(file).dump()
+    raw = recipe.dump()
     stage = raw["stages"]["pretrain"]
     images = min(NUM_STEPS * stage["batch_size"], num_train)
     # A part of the images is held out.

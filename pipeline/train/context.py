@@ -50,7 +50,7 @@ class StageContext:
         Raises:
             UserError: `stream.resident: on` or `stream.augment: device` is not possible with these images.
         """
-        set_up_cpu(recipe.scale.threads)
+        set_up_cpu(recipe.scale.worker_threads)
         stream, splits = recipe.stream, draw_splits(store, recipe.dataset, recipe.measured_splits)
         held = splits.train if budget.should_cache(stream, store, len(splits.train)) else None
         options = LoadingOptions(

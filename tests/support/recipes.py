@@ -26,7 +26,7 @@ RECIPE: dict[str, Any] = {
     },
     "encoder": {"name": "convnet", "input": "gray", "norm": "sync", "width": 4, "depth": 2},
     # The recipe runs in one process, as tests replace parts of it.
-    "scale": {"name": "local", "workers": 0, "gpus_per_worker": 0.0, "processes": 1},
+    "scale": {"name": "local", "workers": 0, "gpus_per_worker": 0.0, "processes": 1, "threads": 1},
     "stages": {
         "pretrain": {
             "kind": "pretrain",

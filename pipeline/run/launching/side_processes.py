@@ -1,7 +1,7 @@
 """Shares the seeds of a stage between the process of a command and others beside it, where training runs without Ray.
 
-One process computes with `scale.threads` threads, by default one, because results depend on their number to the last
-bit; seeds depend on nothing but themselves, and so do the trainings of a fine-tuning, the parts of a seed's instance.
+Seeds depend on nothing but themselves, and so do the trainings of a fine-tuning, the parts of a seed's instance. Each
+process computes with the threads of the stage, see `choose_threads`: one where there is enough to share.
 The process of the command begins with the first one. Others take those that wait, and stay for the stages that follow.
 They are started before the first stage if the recipe is long, and otherwise when a stage takes long.
 
@@ -35,6 +35,7 @@ from firstlight.pipeline.data.splits import Splits
 from firstlight.pipeline.errors import StageFailed, UserError, one_line
 from firstlight.pipeline.run import memory
 from firstlight.pipeline.run.launching.instances import PART_KEY, run_instances
+from firstlight.pipeline.run.launching.threads import choose_threads, count_side_by_side
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.train.metrics import append_row
 from firstlight.pipeline.usable_cpus import count_usable_cpus
@@ -62,9 +63,15 @@ def count_side_processes(recipe: Recipe) -> int:
     scale = recipe.scale
     if scale.max_workers or scale.worker_gpus:
         return 0
-    most = (scale.cpus or count_usable_cpus()) // scale.threads if scale.processes == AUTO else int(scale.processes)
-    parts = max((len(stage_kind(stage).list_parts(stage)) or 1 for stage in recipe.stages.values()), default=1)
-    return max(min(most, len(recipe.seeds) * parts) - 1, 0)
+    return max((_count_processes(recipe, stage) for stage in recipe.stages), default=1) - 1
+
+
+def _count_processes(recipe: Recipe, stage: str) -> int:
+    """Returns how many processes share a stage, that of the command included."""
+    scale = recipe.scale
+    fit = (scale.cpus or count_usable_cpus()) // choose_threads(recipe, stage)
+    most = fit if scale.processes == AUTO else int(scale.processes)
+    return max(min(most, count_side_by_side(recipe, stage)), 1)
 
 
 def is_long(recipe: Recipe, splits: Splits) -> bool:

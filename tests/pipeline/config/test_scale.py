@@ -21,13 +21,15 @@ def test_other_workers_are_rejected(workers: str) -> None:
         ScaleOptions.model_validate_json(f'{{"name": "x", "workers": {workers}}}')
 
 
-@pytest.mark.parametrize("processes", ["1", "8", '"auto"'])
-def test_processes_are_a_number_or_auto(processes: str) -> None:
-    scale = ScaleOptions.model_validate_json(f'{{"name": "x", "processes": {processes}}}')
+@pytest.mark.parametrize("key", ["processes", "threads"])
+@pytest.mark.parametrize("count", ["1", "8", '"auto"'])
+def test_processes_and_threads_are_a_number_or_auto(key: str, count: str) -> None:
+    scale = ScaleOptions.model_validate_json(f'{{"name": "x", "{key}": {count}}}')
     assert ScaleOptions.model_validate_json(scale.model_dump_json()) == scale
 
 
-@pytest.mark.parametrize("processes", ["0", "-1", "1.5", "true", '"two"', "null", "[1, 2]"])
-def test_other_processes_are_rejected(processes: str) -> None:
+@pytest.mark.parametrize("key", ["processes", "threads"])
+@pytest.mark.parametrize("count", ["0", "-1", "1.5", "true", '"two"', "null", "[1, 2]"])
+def test_other_processes_and_threads_are_rejected(key: str, count: str) -> None:
     with pytest.raises(ValidationError, match=r"must be a whole number greater than or equal to 1, or auto"):
-        ScaleOptions.model_validate_json(f'{{"name": "x", "processes": {processes}}}')
+        ScaleOptions.model_validate_json(f'{{"name": "x", "{key}": {count}}}')

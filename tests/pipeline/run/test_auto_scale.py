@@ -8,6 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.scale import ScaleOptions
 from firstlight.pipeline.errors import UserError
@@ -25,12 +26,14 @@ def scale_of(**keys: Any) -> ScaleOptions:
 @pytest.mark.parametrize(
     ("keys", "gpus", "workers", "share"),
     [
-        ({}, 0, 1, 0.0),
+        ({}, 0, 0, 0.0),
+        ({"address": "10.0.0.1:6379"}, 0, 1, 0.0),
         ({}, 1, 1, 1.0),
         ({}, 8, 8, 1.0),
         ({"gpus_per_worker": 0.5}, 2, 4, 0.5),
         ({"gpus_per_worker": 2.0}, 8, 4, 2.0),
-        ({"gpus_per_worker": 0.0}, 8, 1, 0.0),
+        ({"gpus_per_worker": 0.0}, 8, 0, 0.0),
+        ({"gpus_per_worker": 2.0}, 1, 1, 2.0),
         ({"workers": 0}, 0, 0, 0.0),
         ({"workers": 0}, 1, 0, 1.0),
         ({"workers": 2}, 1, 2, 0.0),
@@ -53,7 +56,7 @@ def automatic(folder: Path, precision: str = "auto", **scale: Any) -> Recipe:
 @pytest.mark.parametrize(
     ("gpus", "bf16", "line", "precision"),
     [
-        (FoundGpus(0), False, "chosen: 1 worker on the CPUs, precision fp32", "fp32"),
+        (FoundGpus(0), False, "chosen: this process on the CPUs, precision fp32", "fp32"),
         (FoundGpus(1, "H100"), True, "chosen: 1 worker on 1 GPU (H100), precision bf16, 7 decoding tasks", "bf16"),
         (
             FoundGpus(4, "V100"),
@@ -70,11 +73,12 @@ def test_choice_is_said_in_one_line(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
     monkeypatch.setattr(auto_scale, "count_usable_cpus", lambda: 8)
     monkeypatch.setattr(memory, "free_memory", lambda: 10**12)
+    monkeypatch.setattr(auto_scale, "multiplies_bf16_tiles", lambda: False)
     recipe, told = resolve_scale(automatic(tmp_path))
     assert told == line
     stage: Any = recipe.stages["pretrain"]
     assert stage.precision == precision
-    assert recipe.scale.max_workers == max(gpus.count, 1)
+    assert recipe.scale.max_workers == gpus.count
     assert resolve_scale(recipe) == (recipe, None)
 
 
@@ -162,7 +166,43 @@ def test_cluster_is_asked_for_its_gpus(tmp_path: Path, monkeypatch: pytest.Monke
     assert ended
 
 
-def test_run_prints_what_was_chosen_and_records_it(tmp_path: Path) -> None:
+DEPTHWISE = {"name": "timm", "model": "mobilenetv3_small_050", "input": "rgb"}
+
+
+@pytest.mark.parametrize(
+    ("has_tiles", "encoder", "address", "precision"),
+    [
+        (True, None, "local", "bf16"),
+        (False, None, "local", "fp32"),
+        (True, DEPTHWISE, "local", "fp32"),
+        # The workers may be on other machines than the command.
+        (True, None, "10.0.0.1:6379", "fp32"),
+        # The check of the recipe says what is wrong with its network.
+        (True, {"name": "timm", "model": "of_nobody", "input": "rgb"}, "local", "fp32"),
+    ],
+)
+def test_precision_on_cpus_follows_their_tiles_and_the_network(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    has_tiles: bool,
+    encoder: dict[str, Any] | None,
+    address: str,
+    precision: str,
+) -> None:
+    monkeypatch.setattr(auto_scale, "multiplies_bf16_tiles", lambda: has_tiles)
+    monkeypatch.setattr(auto_scale, "find_local_gpus", lambda: FoundGpus(0))
+    monkeypatch.setattr(auto_scale, "_find_cluster_gpus", lambda scale: FoundGpus(0))
+    recipe = automatic(tmp_path, address=address)
+    raw = recipe.dump()
+    resolved, told = resolve_scale(parse_recipe({**raw, "encoder": encoder or raw["encoder"]}))
+    stage: Any = resolved.stages["pretrain"]
+    assert stage.precision == precision
+    assert told is not None
+    assert told.endswith(f"precision {precision}")
+
+
+def test_run_prints_what_was_chosen_and_records_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto_scale, "multiplies_bf16_tiles", lambda: False)
     out = io.StringIO()
     recipe = automatic(tmp_path, workers=0)
     run = run_recipe(recipe, Console(file=out, width=100), "prepare")

@@ -25,6 +25,12 @@ def test_trial_runs_stages_of_its_objectives_without_test_split(tmp_path: Path) 
     assert plan.encoder_stage(trial) == "pretrain"
 
 
+def test_trials_share_the_cpus_and_the_best_recipe_has_all_of_them(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, "scale.threads=auto")
+    assert plan.trial_recipe({LR: 0.25, PERIOD: 3}).scale.threads == 1
+    assert plan.full_recipe({LR: 0.25, PERIOD: 3}).scale.threads == "auto"
+
+
 def test_trial_registers_no_fine_tuned_encoder(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, objectives=[{"measure": "finetune"}], stages={"finetune": {"register_as": "tuned"}})
     trial: Any = plan.trial_recipe({LR: 0.25, PERIOD: 3})
