@@ -1,0 +1,149 @@
+"""What the cores of a CPU, and its tiles of bfloat16, give the steps of a training: `python -m bench.cpu_cores`.
+
+Forward pass, backward pass and update of networks on one batch, with one thread in single precision, with all cores,
+and with all cores in bfloat16, in images per second of wall time, the median of some rounds. Last, all cores beside one
+process that is busy: with threads that sleep while they wait, as `import firstlight` sets it, and with threads that
+spin.
+"""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench.memory_format import FormatCase
+from bench.own_process import run_in_own_process
+from firstlight.pipeline.run.launching.threads import count_cores
+from firstlight.pipeline.train.accelerator.cpu import multiplies_bf16_tiles, set_up_cpu
+from firstlight.tasks.nn.encoders import Encoder
+
+STEP_CASES = (
+    FormatCase({"name": "convnet", "width": 16, "depth": 4}, 128, 32),
+    FormatCase({"name": "convnet", "width": 32, "depth": 5}, 64, 64),
+    FormatCase({"name": "torchvision", "model": "resnet18"}, 32, 128),
+    FormatCase({"name": "torchvision", "model": "resnet50"}, 8, 224),
+    FormatCase({"name": "timm", "model": "vit_small_patch16_224"}, 8, 224),
+    FormatCase({"name": "timm", "model": "tf_efficientnet_lite0"}, 16, 128),
+)
+
+
+# The threads of torch and the number format of the steps.
+CoreArm = tuple[int, str]
+
+
+@dataclass(frozen=True)
+class CoreSetting:
+    """How threads wait (`OMP_WAIT_POLICY`), the number of busy processes beside them, and the measured arms."""
+
+    wait: str
+    busy: int
+    arms: tuple[CoreArm, ...]
+
+
+def list_settings(cores: int) -> tuple[CoreSetting, ...]:
+    """Returns the settings of the table, without bfloat16 on a CPU that has no tiles of it."""
+    tiles: tuple[CoreArm, ...] = ((cores, "bf16"),) if multiplies_bf16_tiles() else ()
+    alone = CoreSetting("passive", 0, ((1, "fp32"), (cores, "fp32"), *tiles))
+    return alone, CoreSetting("passive", 1, ((cores, "fp32"),)), CoreSetting("active", 1, ((cores, "fp32"),))
+
+
+def measure_step_rates(cases: Sequence[FormatCase], setting: CoreSetting, seconds: float) -> list[list[float]]:
+    """Returns the images per second of wall time of the arms, for each case, measured in a new process."""
+    with _set_variable("OMP_WAIT_POLICY", setting.wait), _busy_processes(setting.busy):
+        return run_in_own_process(_time_arms, cases, setting.arms, seconds)
+
+
+@contextmanager
+def _set_variable(key: str, value: str) -> Iterator[None]:
+    """Sets an environment variable that OpenMP reads when a new process imports torch."""
+    before = os.environ.get(key)
+    os.environ[key] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[key]
+        else:
+            os.environ[key] = before
+
+
+def _time_arms(cases: Sequence[FormatCase], arms: Sequence[CoreArm], seconds: float) -> list[list[float]]:
+    return [[time_steps(case, arm, seconds) for arm in arms] for case in cases]
+
+
+def time_steps(case: FormatCase, arm: CoreArm, seconds: float) -> float:
+    """Returns the images per second of steps in this process, which take `seconds` or longer."""
+    threads, precision = arm
+    set_up_cpu(threads)
+    torch.manual_seed(0)
+    layout = torch.channels_last
+    network = Encoder(case.spec, case.side).train().to(memory_format=layout)  # type: ignore[call-overload]
+    images = torch.rand(case.images, 3, case.side, case.side).to(memory_format=layout)
+    optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
+
+    def take_step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = network(images)[-1].float().square().mean()
+        loss.backward()
+        optimizer.step()
+
+    take_step()
+    begun, steps = time.perf_counter(), 0
+    while time.perf_counter() - begun < seconds:
+        take_step()
+        steps += 1
+    return case.images * steps / (time.perf_counter() - begun)
+
+
+@contextmanager
+def _busy_processes(count: int) -> Iterator[None]:
+    """Keeps CPUs busy meanwhile."""
+    processes = [multiprocessing.get_context("spawn").Process(target=_stay_busy, daemon=True) for _ in range(count)]
+    for process in processes:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _stay_busy() -> None:
+    while True:
+        pass
+
+
+@click.command(help=__doc__)
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--seconds", type=click.FloatRange(min=0.0, min_open=True), default=3.0, show_default=True)
+def main(rounds: int, seconds: float) -> None:
+    """Prints the median rates of all arms."""
+    settings = list_settings(count_cores())
+    found = [[measure_step_rates(STEP_CASES, setting, seconds) for setting in settings] for _ in range(rounds)]
+    columns = [_describe_column(setting, arm) for setting in settings for arm in setting.arms]
+    table = Table("network, images", *columns)
+    for k, case in enumerate(STEP_CASES):
+        in_rounds = [[rate for rates in one_round for rate in rates[k]] for one_round in found]
+        table.add_row(case.label, *(f"{median(rates):,.1f}" for rates in zip(*in_rounds, strict=True)))
+    Console(width=120).print(table)
+
+
+def _describe_column(setting: CoreSetting, arm: CoreArm) -> str:
+    threads, precision = arm
+    waiting = "spinning" if setting.wait == "active" else "sleeping"
+    beside = f", {waiting}, beside {setting.busy} busy process" if setting.busy else ""
+    return f"{threads} thread{'s' if threads > 1 else ''}, {precision}{beside}"
+
+
+if __name__ == "__main__":
+    main()
