@@ -169,17 +169,21 @@ for _name, _help_text in RECIPE_COMMANDS.items():
 
 def _run_and_report(path: Path, overrides: tuple[str, ...], only: str | None, smoke: bool) -> None:
     recipe = _load_checked_recipe(path, overrides, smoke)
-    from firstlight.pipeline.report.page_parts import REPORT_FILE
-    from firstlight.pipeline.run.runner import run_recipe
-    from firstlight.pipeline.tracking.outbox import Unpublished
+    from firstlight.pipeline.run.preparing.ahead import write_ahead
 
-    out = results_console()
-    try:
-        rows = run_recipe(recipe, SafeConsole(stderr=True), only).rows
-    except Unpublished as error:
-        if error.rows:
-            print_scores(out, recipe, error.rows)
-        raise
+    out, console = results_console(), SafeConsole(stderr=True)
+    with write_ahead(recipe, console, only) as ahead:
+        # They import torch and more, which takes seconds.
+        from firstlight.pipeline.report.page_parts import REPORT_FILE
+        from firstlight.pipeline.run.runner import run_recipe
+        from firstlight.pipeline.tracking.outbox import Unpublished
+
+        try:
+            rows = run_recipe(recipe, console, only, ahead=ahead).rows
+        except Unpublished as error:
+            if error.rows:
+                print_scores(out, recipe, error.rows)
+            raise
     if rows:
         print_scores(out, recipe, rows)
     report = recipe.storage.resolve() / recipe.name / REPORT_FILE

@@ -87,6 +87,14 @@ class StageConfig(StrictModel):
         return frozenset({"log_every", "checkpoint_every"})
 
     @property
+    def has_plain_crops(self) -> bool:
+        """True if all views of a training have the crop of its augmentations, and the size of the data set's images.
+
+        False if only the kind of the stage knows its views.
+        """
+        return False
+
+    @property
     def companions(self) -> tuple[str, ...]:
         """The artifacts of the pretraining that the stage needs besides the encoder: `head`, `decoder` or `bank`."""
         return ()

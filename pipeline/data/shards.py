@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from firstlight.pipeline.data.annotations import BOX_TYPE, select_annotation_columns
 from firstlight.pipeline.data.manifest import MAX_GROUP_BYTES, ROWS_PER_GROUP, Shard, file_sha256, shard_schema
-from firstlight.pipeline.data.parquet import open_parquet_file
+from firstlight.pipeline.data.parquet import make_numbers, make_texts, open_parquet_file
 from firstlight.pipeline.files import atomic_path
 
 # The images are compressed already; statistics and a dictionary of them would only copy them.
@@ -52,11 +52,15 @@ def write_shard(folder: Path, shard: Shard, rows: Iterable[ShardRow], annotation
 
 def _build_table(group: list[ShardRow], first_id: int, schema: pa.Schema, annotations: Sequence[str]) -> pa.Table:
     images, labels, paths, digests, *rest = zip(*group, strict=True)
-    ids = np.arange(len(group), dtype=np.int64) + first_id
+    plain = [
+        make_numbers(range(first_id, first_id + len(group)), np.int64),
+        make_texts(images, pa.binary()),
+        make_numbers(labels, np.int64),
+        make_texts([path.encode() for path in paths], pa.string()),
+        make_numbers(digests, np.uint64),
+    ]
     columns = [pa.array(values, schema.field(name).type) for name, values in zip(annotations, rest, strict=True)]
-    return pa.table(
-        [ids, pa.array(images, pa.binary()), labels, paths, np.array(digests, np.uint64), *columns], schema=schema
-    )
+    return pa.table([*plain, *columns], schema=schema)
 
 
 def _writer_options(schema: pa.Schema) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 
+from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.schema import Augment
 from firstlight.pipeline.config.scoring_views import ScoringViews
+from firstlight.pipeline.config.stages import StageConfig, TrainingOptions
 from firstlight.pipeline.data.prepare.store_side import find_auto_side
-from firstlight.pipeline.stages.registry import stage_kind
 
 
 def find_recipe_side(recipe: Recipe) -> int | None:
@@ -23,7 +24,19 @@ def _list_recipe_views(recipe: Recipe) -> Iterator[tuple[Augment, int]]:
     yield data.eval_augment, data.image_size
     yield data.train_augment, data.image_size
     for stage in recipe.stages.values():
-        yield from stage_kind(stage).list_views(stage, data)
+        yield from _list_stage_views(stage, data)
         if isinstance(stage, ScoringViews):
             for augment in stage.build_corner_crops():
                 yield augment, data.image_size
+
+
+def _list_stage_views(stage: StageConfig, data: DatasetOptions) -> Iterator[tuple[Augment, int]]:
+    """Yields the views of a stage; where its section tells their crops, one stands for all."""
+    if stage.has_plain_crops:
+        if isinstance(stage, TrainingOptions):
+            yield stage.augment or data.train_augment, data.image_size
+        return
+    # Kinds of stages need torch, whose import is waited for only here.
+    from firstlight.pipeline.stages.registry import stage_kind
+
+    yield from stage_kind(stage).list_views(stage, data)

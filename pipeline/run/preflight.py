@@ -1,17 +1,13 @@
 """Checks of a recipe against the machine, the storage and the source of images, before Ray starts."""
 
 import math
-import os
-import uuid
-from pathlib import Path
 
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.scale import ScaleOptions
 from firstlight.pipeline.config.stages import TrainingOptions
-from firstlight.pipeline.data.mirror.places import CACHE_VARIABLE, find_mirror
 from firstlight.pipeline.data.sources import Source, open_source
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.run.mirroring import check_bucket
+from firstlight.pipeline.run.preparing.storage import check_storage
 from firstlight.pipeline.run.ray_session import check_local_resources
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage_kind import RecipeContext
@@ -27,7 +23,7 @@ def check_recipe(recipe: Recipe, source: Source | None = None) -> Source:
         UserError: names the dotted key, the value and the valid values.
     """
     check_local_resources(recipe.scale, recipe.stream)
-    _check_storage(recipe.storage)
+    check_storage(recipe.storage)
     encoder = check_without_images(recipe)
     source = source or open_source(recipe.dataset)
     context = RecipeContext(recipe, source, encoder)
@@ -85,20 +81,3 @@ def _check_batch(where: str, stage: TrainingOptions, scale: ScaleOptions) -> Non
             f"{where}.batch_size: {stage.batch_size} is not valid: it is the sum over scale.workers = {workers} "
             f"workers{parts} and must be a multiple of {workers * stage.accumulate}"
         )
-
-
-def _check_storage(storage: Path) -> None:
-    mirror = find_mirror(storage)
-    if mirror is not None:
-        check_bucket(mirror)
-    probe = storage / f".write-{uuid.uuid4().hex[:8]}"
-    try:
-        storage.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x")
-        probe.unlink()
-    except OSError as error:
-        key = "storage" if mirror is None else f"{CACHE_VARIABLE}: of storage {mirror.uri!r} the working folder"
-        raise UserError(
-            f"{key}: {str(storage)!r} cannot be written: {os.strerror(error.errno or 0)}; "
-            "valid: a folder you may write to"
-        ) from None

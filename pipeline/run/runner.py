@@ -12,11 +12,10 @@ from rich.markup import escape
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.stages import TrainingOptions
 from firstlight.pipeline.data import image_statistics
-from firstlight.pipeline.data.prepare.prepare import prepare
 from firstlight.pipeline.data.prepare.target import describe_other_stores
 from firstlight.pipeline.data.sources import Source
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.errors import Paused, UserError, one_line, suggest_valid
+from firstlight.pipeline.errors import Paused, UserError, one_line
 from firstlight.pipeline.files import exclusive_lock
 from firstlight.pipeline.report import data_notes, run_report
 from firstlight.pipeline.report.earlier_report import keep_earlier_report
@@ -34,6 +33,8 @@ from firstlight.pipeline.run.launch import launch_instances
 from firstlight.pipeline.run.launching.side_processes import SideProcesses, count_side_processes, is_long
 from firstlight.pipeline.run.mirroring import RunMirror, upload_inputs
 from firstlight.pipeline.run.preflight import check_recipe
+from firstlight.pipeline.run.preparing.ahead import StoreAhead, check_kind
+from firstlight.pipeline.run.preparing.recipe_store import RecipeStore, print_lines, write_recipe_store
 from firstlight.pipeline.run.publishing import NOTES_FOLDER, PUBLISHED_FILE, ParentRun, RepeatOf, RunPublisher
 from firstlight.pipeline.run.ray_session import RaySession, is_verbose
 from firstlight.pipeline.run.teacher_weights import resolve_teachers
@@ -50,7 +51,7 @@ from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.terminal import escape_line
 from firstlight.pipeline.tracking.loggers.registry import check_loggers
 from firstlight.pipeline.tracking.outbox import Unpublished
-from firstlight.pipeline.tracking.progress import FollowedFile, ProgressCounter, ProgressFollower
+from firstlight.pipeline.tracking.progress import FollowedFile, ProgressFollower
 from firstlight.pipeline.tracking.run_file import read_run_id
 from firstlight.pipeline.train.attempts import record_attempt
 from firstlight.pipeline.train.context import StageContext
@@ -78,26 +79,30 @@ def run_recipe(
     *,
     repeats: RepeatOf | None = None,
     parent: ParentRun | None = None,
+    ahead: StoreAhead | None = None,
 ) -> RecipeRun:
     """Runs the unfinished stages of a recipe.
 
     `only`: a kind of stage; the stages of other kinds are left out, and with `prepare` all of them.
     `repeats`: the run that this one repeats. `parent`: what the run is a part of, such as a trial of a search.
+    `ahead`: the store of the recipe, if it is being written already; then the recipe is locked.
 
     Raises:
         UserError: a mistake that the user can correct, found before the work starts where possible.
         StopTraining, StageFailed: see `launch`.
         Unpublished: all stages finished, but MLflow is unreachable; the next run publishes the missing results.
     """
-    _check_kind(recipe, only)
+    check_kind(recipe, only)
     check_loggers(recipe.tracking.loggers)
     recipe, chosen = resolve_scale(recipe)
     recipe, adopted = adopt_encoder(recipe, repeats.origin if repeats else None, only)
     for line in filter(None, (chosen, adopted)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    source = check_recipe(recipe) if parent is None or parent.store is None else None
+    source = ahead.take_source() if ahead else None
+    source = check_recipe(recipe, source) if parent is None or parent.store is None else None
     folder = parent.folder if parent else recipe.storage.resolve() / recipe.name
-    lock = exclusive_lock(folder, recipe.name, TRIAL_LOCK_TIMEOUT_S if parent else 0.0)
+    timeout_s = TRIAL_LOCK_TIMEOUT_S if parent else 0.0
+    lock = contextlib.nullcontext() if ahead else exclusive_lock(folder, recipe.name, timeout_s)
     # A trial of a search has the CPUs that the search gives it.
     most = 0 if parent else count_side_processes(recipe)
     with (
@@ -106,7 +111,7 @@ def run_recipe(
         keep_features_for(folder),
         SideProcesses(most, lambda line: console.print(f"  {line}", highlight=False, soft_wrap=True)) as others,
     ):
-        runner = RecipeRunner(recipe, session, console, parent, repeats, others, source)
+        runner = RecipeRunner(recipe, session, console, parent, repeats, others, source, ahead)
         # The runner lets the listing go when the store is there; of many files it is large.
         del source
         try:
@@ -115,15 +120,6 @@ def run_recipe(
         except BaseException as error:
             runner.abandon(error)
             raise
-
-
-def _check_kind(recipe: Recipe, only: str | None) -> None:
-    kinds = [stage.kind for stage in recipe.stages.values()]
-    if only not in (None, "prepare", *kinds):
-        raise UserError(
-            f"stages: the recipe {recipe.name} has no stage of the kind {only}; "
-            f"{suggest_valid(str(only), dict.fromkeys(kinds))}; stages.{only}={{}} adds one"
-        )
 
 
 def prepare_store(recipe: Recipe, session: RaySession, console: Console, parent: ParentRun) -> Store:
@@ -149,9 +145,10 @@ class RecipeRunner:
         repeats: RepeatOf | None = None,
         others: SideProcesses | None = None,
         source: Source | None = None,
+        ahead: StoreAhead | None = None,
     ) -> None:
-        """Takes `source`, the source of `recipe.dataset`, if it is open already."""
-        self.others, self.source = others, source
+        """Takes `source`, the source of `recipe.dataset`, if it is open already, and `ahead` as `run_recipe`."""
+        self.others, self.source, self.ahead = others, source, ahead
         self.recipe, self.session, self.console, self.parent, self.repeats = recipe, session, console, parent, repeats
         self.folder = parent.folder if parent else recipe.storage.resolve() / recipe.name
         self.mirror = RunMirror(self.folder, lambda line: self._print_notes([line]))
@@ -203,30 +200,8 @@ class RecipeRunner:
         if self.parent and self.parent.store:
             self._use_store(Store.open(self.parent.store))
             return
-        progress, printed = ProgressCounter(self.console, "prepare"), list[str]()
-
-        def tell(lines: Sequence[str]) -> None:
-            printed.extend(lines)
-            self._print_lines(lines)
-
-        with progress:
-            folder = self.recipe.storage.resolve() / "stores"
-            side = find_recipe_side(self.recipe)
-            # A source that extends a store is opened with another test split.
-            source = self.source if self.recipe.dataset.extends is None else None
-            self.source = None
-            store = prepare(
-                self.recipe.dataset,
-                folder,
-                self._join_cluster,
-                progress.show_count,
-                tell,
-                side,
-                source,
-                self.recipe.scale.cpus,
-            )
-            if store.extends:
-                progress.remark = f" ({store.extends[-1].ids:,} of them in {store.extends[-1].name})"
+        prepared = self._prepare_store()
+        store = prepared.store
         if self.repeats and store.hash != self.repeats.store:
             raise UserError(
                 f"repeat: the images differ: this store has sha256 {store.hash}, "
@@ -236,7 +211,7 @@ class RecipeRunner:
         instance = self._prepare_instance(store)
         is_new = not (instance.folder / PUBLISHED_FILE).exists()
         if is_new:
-            self._print_lines([] if printed else store.source.get("reading", []))
+            self._print_lines([] if prepared.was_described else store.source.get("reading", []))
             self._print_lines(image_statistics.describe_statistics(store.images, store.splits))
             self._print_notes(describe_other_stores(self.recipe.dataset, store))
         self._print_notes(data_notes.describe_problems(self.recipe, store))
@@ -248,6 +223,13 @@ class RecipeRunner:
             publish = partial(self.publisher.publish_store, store, self.worker, instance)
             self.publisher.outbox.put("prepare", publish)
 
+    def _prepare_store(self) -> RecipeStore:
+        """Writes or opens the store, unless that was begun before."""
+        source, self.source = self.source, None
+        side = find_recipe_side(self.recipe)
+        prepared = self.ahead.finish(side) if self.ahead else None
+        return prepared or write_recipe_store(self.recipe, side, source, self.console, self._join_cluster)
+
     def _join_cluster(self) -> bool:
         """Joins the cluster that is to write the store, and returns True.
 
@@ -256,8 +238,7 @@ class RecipeRunner:
         return self.recipe.scale.address != "local" and self.session.start()
 
     def _print_lines(self, lines: Sequence[str]) -> None:
-        for line in lines:
-            self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        print_lines(self.console, lines)
 
     def _describe_seen_images(self, store: Store) -> list[str]:
         """Returns notes about encoders that were trained on all images of the store."""

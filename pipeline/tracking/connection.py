@@ -5,6 +5,8 @@ MLflow takes seconds to import, so it is imported when the first connection is m
 
 import logging
 import os
+import shutil
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -27,6 +29,8 @@ os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
 # MLflow's page shows an experiment of an unknown kind with traces and judges.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+# A folder in memory, where the system has it, and the free bytes that a new database may need there.
+MEMORY_FOLDER, DATABASE_BYTES = Path("/dev/shm"), 2**25  # noqa: S108
 DATABASE_LOCK_FILE = ".mlflow.lock"
 # Attempts of MLflow to open a database. Its pauses between ten of them, its default, add up to 100 seconds.
 DATABASE_ATTEMPTS = 5
@@ -110,12 +114,19 @@ def _check_database(database: Path) -> None:
 
 
 def _create_database(database: Path) -> None:
-    """Creates MLflow's tables under a temporary name, so that a killed process leaves no half-made database."""
+    """Creates MLflow's tables under a temporary name, so that a killed process leaves no half-made database.
+
+    They are made in memory and copied: SQLite waits for the disk after each of some hundred statements.
+    """
     import mlflow
 
     _configure_mlflow()
-    with atomic_path(database) as temporary:
-        mlflow.MlflowClient(make_sqlite_uri(temporary)).search_experiments()
+    has_room = os.access(MEMORY_FOLDER, os.W_OK) and shutil.disk_usage(MEMORY_FOLDER).free > DATABASE_BYTES
+    memory = MEMORY_FOLDER if has_room else database.parent
+    with atomic_path(database) as temporary, tempfile.TemporaryDirectory(dir=memory) as folder:
+        made = Path(folder) / database.name
+        mlflow.MlflowClient(make_sqlite_uri(made)).search_experiments()
+        shutil.copyfile(made, temporary)
 
 
 def _find_or_create_experiment(client: "MlflowClient", location: TrackingLocation) -> str:

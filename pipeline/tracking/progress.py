@@ -25,7 +25,6 @@ from firstlight.pipeline.records import DamagedRecord, parse_json_rows
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.terminal import escape_line
 from firstlight.pipeline.tracking.retry import describe_failure
-from firstlight.pipeline.train.metrics import METRICS_SHAPE
 
 POLL_S = 0.5
 # The seconds between the lines that are printed if stdout is not a terminal.
@@ -61,6 +60,9 @@ class FollowedFile:
 
     def read_new_rows(self) -> JsonRows:
         """Returns the rows appended since the last call, or all rows if a resumed worker has truncated the file."""
+        # It needs torch, and a `ProgressCounter` is shown before that is imported.
+        from firstlight.pipeline.train.metrics import METRICS_SHAPE
+
         try:
             with open(self.file, "rb") as file:
                 file.seek(self.offset - len(self.last))

@@ -69,6 +69,7 @@ class Byol(Method):
         "Grill et al. 2020, Bootstrap your own latent: a new approach to self-supervised learning, "
         "https://arxiv.org/abs/2006.07733"
     )
+    keeps_crops: ClassVar[bool] = True
     deviations: ClassVar[tuple[str, ...]] = (
         "Where a recipe gives no views, crops are those of the data set's augmentations (in the paper 0.08 to 1 of the "
         "area), and images below 64 pixels are neither blurred nor solarised, so that both views are alike.",

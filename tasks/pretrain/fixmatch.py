@@ -80,6 +80,7 @@ class FixMatch(Method):
         "https://arxiv.org/abs/2110.08263; FreeMatch: Wang et al. 2023, https://arxiv.org/abs/2205.07246"
     )
     reported_metrics: ClassVar[tuple[str, ...]] = ("mask", "pseudo_accuracy")
+    keeps_crops: ClassVar[bool] = True
     deviations: ClassVar[tuple[str, ...]] = (
         "The unlabelled images are those without a label; in the authors' code the labelled ones are among them, too.",
         "The strong views of labelled images pass the network with all others, and count in its batch statistics; no "

@@ -77,6 +77,14 @@ class Method(Learner):
     image_metrics: ClassVar[tuple[str, ...]] = ()
     # The names of logged metrics that a paper reports of a training.
     reported_metrics: ClassVar[tuple[str, ...]] = ()
+    # True if `default_views` leaves the crop of `augment` and the size of images as they are. A class that makes views
+    # of its own says so.
+    keeps_crops: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "default_views" in vars(cls) and "keeps_crops" not in vars(cls):
+            cls.keeps_crops = False
 
     def __init__(self, encoder: Encoder, info: TrainingInfo) -> None:
         super().__init__()

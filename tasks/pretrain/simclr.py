@@ -78,6 +78,7 @@ class SimClr(Method):
         "Chen et al. 2020, A simple framework for contrastive learning of visual representations, "
         "https://arxiv.org/abs/2002.05709; decoupled: Yeh et al. 2021, https://arxiv.org/abs/2110.06848"
     )
+    keeps_crops: ClassVar[bool] = True
     deviations: ClassVar[tuple[str, ...]] = (
         "The paper's formula has no normalisation in the projector; as in the authors' code, it has one after each "
         "layer (`last_norm: false`: after the hidden layers only).",

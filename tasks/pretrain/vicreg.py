@@ -73,6 +73,7 @@ class VicReg(Method):
         "Bardes, Ponce and LeCun 2022, VICReg: variance-invariance-covariance regularization for self-supervised "
         "learning, https://arxiv.org/abs/2105.04906"
     )
+    keeps_crops: ClassVar[bool] = True
     deviations: ClassVar[tuple[str, ...]] = (
         "The equations and the authors' code differ in the scale of two terms; `variant` says which was followed.",
         "Where a recipe gives no views, crops are those of the data set's augmentations (in the paper 0.08 to 1 of the "

@@ -21,7 +21,7 @@ def copy_written_stores(kept: Path, patch: pytest.MonkeyPatch) -> None:
     def write_or_copy(
         dataset: Any, source: Any, target: Any, run_jobs: Any, progress: Callable[[int, int], None]
     ) -> Store:
-        on_ray, _ = run_jobs.args
+        on_ray, *_ = run_jobs.args
         if dataset.source != "digits" or on_ray or target.old or target.folder.exists():
             return write(dataset, source, target, run_jobs, progress)
         # The name of the folder has a hash of all that decides what the store holds, except how it is divided.

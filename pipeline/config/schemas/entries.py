@@ -24,7 +24,7 @@ PARAMETERS_CACHE = "parameters"
 # The module that reads the meanings of parameters.
 DOCSTRINGS = ROOT / "pipeline/config/docstrings.py"
 # The attributes of an entry's class that sections know besides its parameters.
-METHOD_FACTS = ("image_metrics", "reported_metrics")
+METHOD_FACTS = ("image_metrics", "reported_metrics", "keeps_crops")
 TASK_FACTS = ("measure",)
 # The facts of entries by group and name: {"text": docstring, "parameters": {name: {"type", "meaning", "default"}},
 # "facts": {name: value}}. A parameter without "default" is required. All values are JSON.

@@ -23,8 +23,13 @@ from firstlight.pipeline.child_module import end_processes, open_answers, send_b
 from firstlight.pipeline.data.prepare.jobs import PartWriter, PrepareJob
 from firstlight.pipeline.errors import StageFailed, UserError, one_line
 
-# Seconds of work in this process before others are started, each of which needs most of a second to start.
+# Seconds of work in this process after which the rest of it is estimated. Others are started if the parts that wait
+# would take it longer than REST_SECONDS, or at the latest after SECONDS_ALONE: each needs most of a second to start.
+ESTIMATE_AFTER = 0.3
+REST_SECONDS = 1.0
 SECONDS_ALONE = 2.0
+# The images from which other processes do the work of a command that is busy with something else meanwhile.
+BACKGROUND_IMAGES = 512
 # Each takes some 150 MB.
 MAX_PROCESSES = 64
 # A job, and what a process has answered to it.
@@ -33,10 +38,14 @@ Answer = tuple[PrepareJob, dict[str, Any]]
 PrepareWork = Callable[[PrepareJob], PrepareJob]
 
 
-def run_on_this_machine(work: PrepareWork, jobs: list[PrepareJob], processes: int) -> Generator[PrepareJob]:
+def run_on_this_machine(
+    work: PrepareWork, jobs: list[PrepareJob], processes: int, is_busy: Callable[[], bool] = lambda: False
+) -> Generator[PrepareJob]:
     """Yields the results of `work` for each of `jobs`, in any order. A `PartWriter` has its `report` called meanwhile.
 
     `processes`: the most that work at a time, this one included; there are never more than MAX_PROCESSES.
+    `is_busy`: returns True while another thread of this process has work of its own. Other processes begin at once
+    then, if the images are many, and this one leaves the jobs to them.
 
     Raises:
         UserError: a job found a mistake.
@@ -45,14 +54,15 @@ def run_on_this_machine(work: PrepareWork, jobs: list[PrepareJob], processes: in
     waiting = queue.SimpleQueue[PrepareJob]()
     for part in jobs:
         waiting.put(part)
-    others = _OtherProcesses(work, waiting)
-    begun, left = time.monotonic(), len(jobs)
+    others, pace = _OtherProcesses(work, waiting), _Pace(jobs)
+    left = len(jobs)
 
     def start_others(count: int) -> None:
-        if not others.are_started and time.monotonic() - begun > SECONDS_ALONE:
+        if not others.are_started and pace.is_slow():
             others.start(min(processes, MAX_PROCESSES, count) - 1)
 
     def report(job: PrepareJob, done: int) -> None:
+        pace.show_count(job, done)
         # One more job than those that wait is being done here.
         start_others(waiting.qsize() + 1)
         _call_report(work, job, done)
@@ -60,14 +70,36 @@ def run_on_this_machine(work: PrepareWork, jobs: list[PrepareJob], processes: in
 
     here = _set_report(work, report)
     with contextlib.closing(others):
+        if is_busy() and pace.total >= BACKGROUND_IMAGES:
+            others.start(min(processes - 1, MAX_PROCESSES, len(jobs)))
         # A process that is still starting when all is done is not waited for.
         while left:
             start_others(waiting.qsize())
-            job = _take(waiting)
+            job = None if others.num_able and is_busy() else _take(waiting)
             found = [here(job)] if job is not None else others.wait_for_results()
             found += others.take_results()
             left -= len(found)
             yield from found
+
+
+class _Pace:
+    """The pace of this process, and what it says of the jobs that wait."""
+
+    def __init__(self, jobs: list[PrepareJob]) -> None:
+        self.begun, self.total = time.monotonic(), sum(job.get("count", 0) for job in jobs)
+        self.begun_images, self.done = dict[str, int](), dict[str, int]()
+
+    def show_count(self, job: PrepareJob, done: int) -> None:
+        """Notes that `done` images of a job are done."""
+        self.begun_images[job["file"]], self.done[job["file"]] = job["count"], done
+
+    def is_slow(self) -> bool:
+        """Returns True if the work takes so long that other processes should share it."""
+        seconds, done = time.monotonic() - self.begun, sum(self.done.values())
+        if seconds > SECONDS_ALONE or not done:
+            return seconds > SECONDS_ALONE
+        waiting = self.total - sum(self.begun_images.values())
+        return seconds > ESTIMATE_AFTER and waiting * seconds / done > REST_SECONDS
 
 
 def _set_report(work: PrepareWork, report: Callable[[PrepareJob, int], None]) -> PrepareWork:
@@ -96,6 +128,8 @@ class _OtherProcesses:
         self.threads: list[threading.Thread] = []
         self.answers = queue.SimpleQueue[Answer]()
         self.results: list[PrepareJob] = []
+        # The processes that have not said that they cannot do the work.
+        self.num_able = 0
 
     def start(self, count: int) -> None:
         """Starts processes, unless they could not do the work: then all of it stays in this one."""
@@ -105,6 +139,7 @@ class _OtherProcesses:
         except Exception:
             # A source of another package may hold what cannot be handed over, such as an open file.
             return
+        self.num_able = max(count, 0)
         for _ in range(count):
             process = start_module(__spec__.name)
             thread = threading.Thread(target=self._hand_over, args=(process, work), daemon=True, name="prepare")
@@ -116,6 +151,7 @@ class _OtherProcesses:
         """Gives a process its work and then job after job, unless it cannot read the work."""
         assert process.stdout is not None
         if not send_bytes(process, work) or not process.stdout.readline():
+            self.answers.put(({}, {"unable": True}))
             return
         while (job := _take(self.waiting)) is not None:
             is_given = send_bytes(process, json.dumps(job).encode() + b"\n")
@@ -146,6 +182,8 @@ class _OtherProcesses:
     def _look_at(self, job: PrepareJob, answer: dict[str, Any]) -> None:
         if "done" in answer:
             _call_report(self.work, job, answer["done"])
+        elif "unable" in answer:
+            self.num_able -= 1
         elif "mistake" in answer:
             raise UserError(answer["mistake"])
         elif "problem" in answer:

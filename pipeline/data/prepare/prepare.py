@@ -59,6 +59,7 @@ def prepare(
     auto_side: int | None = None,
     source: Source | None = None,
     processes: int | None = None,
+    is_busy: Callable[[], bool] = lambda: False,
 ) -> Store:
     """Returns the store of `dataset` below `stores`: a finished one is verified, otherwise it is written or resumed.
 
@@ -69,7 +70,7 @@ def prepare(
     `progress(done, total)` is called with numbers of images: of the source, or of the store that is verified.
     `tell(lines)` is called with what was read as what, before a store is written. `auto_side`: what
     `dataset.store_size: auto` stands for in a recipe, see `find_auto_side`. `source`: the listing of `dataset`, which
-    extends nothing, where it is known already.
+    extends nothing, where it is known already. `is_busy`: as `run_on_this_machine`.
 
     Raises:
         UserError: an error of `open_source`; too many bad images; a damaged store; storage that cannot be written; an
@@ -88,7 +89,7 @@ def prepare(
         else:
             tell(source.reading)
             target.check(source, progress)
-            run_jobs = functools.partial(_run_jobs, on_ray(), processes or count_usable_cpus())
+            run_jobs = functools.partial(_run_jobs, on_ray(), processes or count_usable_cpus(), is_busy)
             store = _write_store(dataset, source, target, run_jobs, progress)
     except OSError as error:
         raise UserError(describe_storage_error(target.folder, error)) from None
@@ -184,14 +185,18 @@ def _remove_leftovers(folder: Path, own_files: set[str]) -> None:
 
 
 def _run_jobs(
-    on_ray: bool, processes: int, work: Callable[[PrepareJob], PrepareJob], jobs: list[PrepareJob]
+    on_ray: bool,
+    processes: int,
+    is_busy: Callable[[], bool],
+    work: Callable[[PrepareJob], PrepareJob],
+    jobs: list[PrepareJob],
 ) -> Iterator[PrepareJob]:
     """Yields the results of `work` for each of `jobs`, in any order.
 
     Raises:
         UserError: a job could not write to the storage.
     """
-    running = _run_on_machines(work, jobs) if on_ray else run_on_this_machine(work, jobs, processes)
+    running = _run_on_machines(work, jobs) if on_ray else run_on_this_machine(work, jobs, processes, is_busy)
     # An error closes the generator, which ends the execution on Ray or in other processes at once.
     with contextlib.closing(running) as results:
         for result in results:

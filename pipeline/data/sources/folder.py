@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from firstlight.pipeline.data.parquet import make_texts
 from firstlight.pipeline.data.sources.conventions.folder_layout import (
     UNLABELLED_FOLDERS,
     FolderPlan,
@@ -126,7 +127,7 @@ def open_folder(dataset: SourceOptions) -> Source:
     left_out = {**scan.left_out, **({"images outside of the splits": num_outside} if num_outside else {})}
     fingerprint = hash_facts(facts[k] for k, (own, _) in enumerate(placed) if own is not None)
     common = (classes, fingerprint, labels, settled.rows)
-    array = pa.array(paths, pa.binary())
+    array = make_texts(paths, pa.binary())
     source: Source
     if isinstance(below, LocalFiles):
         source = FolderSource(*common, below.root, array, follow_links=dataset.follow_links)

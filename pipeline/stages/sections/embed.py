@@ -35,6 +35,10 @@ class Embed(DownstreamStage):
     )
     map_classes: tuple[str, ...] = Field((), description="The classes that the figure shows. []: all classes.")
 
+    @property
+    def has_plain_crops(self) -> bool:
+        return True
+
     def list_frozen_features(self, in_one_process: bool) -> FrozenFeatures | None:
         features = FrozenFeatures((PRETRAINED_ARM,), False, "avg", (-1,), self.batch_size)
         return features if in_one_process else None

@@ -37,6 +37,10 @@ class Evaluate(FeatureStage):
     command_help: ClassVar[str] = "Run the evaluation stages: weighted kNN and linear probe."
     recipe_comment: ClassVar[str] = "kNN and a linear probe on frozen features, beside random weights."
 
+    @property
+    def has_plain_crops(self) -> bool:
+        return True
+
     @field_validator("layers")
     @classmethod
     def _check_layers(cls, layers: tuple[int, ...]) -> tuple[int, ...]:

@@ -34,6 +34,10 @@ class Export(DownstreamStage):
     recipe_comment: ClassVar[str] = "The network for other software, with a model card."
 
     @property
+    def has_plain_crops(self) -> bool:
+        return True
+
+    @property
     def takes_model(self) -> bool:
         return self.what == "model"
 

@@ -76,6 +76,10 @@ class Finetune(ComparisonStage, TrainingOptions, LabelBudget, ScoringViews):
     arm_names: ClassVar[tuple[str, ...]] = get_args(Arm)
     fresh_arm: ClassVar[str] = "scratch"
 
+    @property
+    def has_plain_crops(self) -> bool:
+        return True
+
     @field_validator("learning_rates")
     @classmethod
     def _check_rates(cls, rates: tuple[float, ...] | None) -> tuple[float, ...] | None:

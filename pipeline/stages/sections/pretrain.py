@@ -111,6 +111,11 @@ class Pretrain(StageConfig, TrainingOptions, LabelBudget):
     values_without_test: ClassVar[Mapping[str, str]] = {"pictures": "val"}
 
     @property
+    def has_plain_crops(self) -> bool:
+        is_own = self.views is None and self.first_view == "augmented"
+        return is_own and bool(read_fact("methods", self.method.name, "keeps_crops"))
+
+    @property
     def teacher(self) -> EncoderSection:
         return getattr(self.method, "teacher", None)
 

@@ -37,6 +37,10 @@ class Reconstruct(DownstreamStage):
     command_help: ClassVar[str] = "Run the reconstruction stages: corrupted images and their PSNR."
     values_without_test: ClassVar[Mapping[str, str]] = {"images": "val"}
 
+    @property
+    def has_plain_crops(self) -> bool:
+        return True
+
     @field_validator("sigma")
     @classmethod
     def _check_sigma(cls, sigma: tuple[float, float]) -> tuple[float, float]:

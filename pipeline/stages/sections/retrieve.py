@@ -36,6 +36,10 @@ class Retrieve(FeatureStage):
     values_without_test: ClassVar[Mapping[str, str]] = {"queries": "val", "gallery": "train"}
 
     @property
+    def has_plain_crops(self) -> bool:
+        return True
+
+    @property
     def feature_layers(self) -> tuple[int, ...]:
         return (self.layer,)
 

@@ -1,12 +1,15 @@
 """Parquet files are refused if a column has an extension type, and read with their checksums."""
 
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from firstlight.pipeline.data.parquet import open_parquet_file, read_parquet_table
+from firstlight.pipeline.data.parquet import make_numbers, make_texts, open_parquet_file, read_parquet_table
 
 
 class ForeignType(pa.ExtensionType):
@@ -51,3 +54,26 @@ def test_changed_page_fails_its_checksum(tmp_path: Path) -> None:
     file.write_bytes(data.replace(b"content of a page", b"Content of a page", 1))
     with pytest.raises(OSError, match=r"(?i)crc|checksum"):
         read_parquet_table(file)
+
+
+@pytest.mark.parametrize("values", [[], [3], [0, -(2**63), 2**63 - 1]])
+def test_numbers_are_those_of_arrow(values: list[int]) -> None:
+    assert make_numbers(values, np.int64).equals(pa.array(values, pa.int64()))
+    assert make_numbers([2**64 - 1], np.uint64).equals(pa.array([2**64 - 1], pa.uint64()))
+
+
+@pytest.mark.parametrize("values", [[], [b""], [b"a", b"", "gr\u00fcn".encode()]])
+@pytest.mark.parametrize("type_", [pa.binary(), pa.string()])
+def test_texts_are_those_of_arrow(values: list[bytes], type_: pa.DataType) -> None:
+    found = make_texts(values, type_)
+    found.validate(full=True)
+    assert found.equals(pa.array(values, type_))
+
+
+def test_arrays_need_no_pandas() -> None:
+    code = (
+        "import sys, numpy, pyarrow; from firstlight.pipeline.data.parquet import make_numbers, make_texts;"
+        "make_numbers([1], numpy.int64), make_texts([b'a'], pyarrow.string()); print('pandas' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert ran.stdout == "False\n", ran.stderr
