@@ -51,9 +51,7 @@ def write_recipe_store(
         # A source that extends a store is opened with another test split.
         source = source if recipe.dataset.extends is None else None
         folder = recipe.storage.resolve() / "stores"
-        store = prepare(
-            recipe.dataset, folder, on_ray, show_count, tell, side, source, recipe.scale.cpus, is_busy
-        )
+        store = prepare(recipe.dataset, folder, on_ray, show_count, tell, side, source, recipe.scale.cpus, is_busy)
         if store.extends:
             progress.remark = f" ({store.extends[-1].ids:,} of them in {store.extends[-1].name})"
     return RecipeStore(store, bool(printed))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.folders_of_noise import write_noise_folder
 from tests.support.mlflow_runs import chain
 
 # Each takes half a second or more.
@@ -29,6 +30,25 @@ def run_alone(folder: Path, *arguments: str) -> tuple[int, str, str]:
 def parameters_are_known(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The first process of a changed checkout reads the parameters of all methods, and has the optimisers checked."""
     assert run_alone(tmp_path_factory.mktemp("first"), "config", "quickstart")[0] == 0
+
+
+# A command that ends when it begins to write the store of its recipe.
+BEGIN = f"""
+import sys
+from firstlight.pipeline.cli.main import cli
+from firstlight.pipeline.run.preparing.ahead import StoreAhead
+StoreAhead.start = lambda self: sys.exit("loaded: " + " ".join(name for name in {HEAVY} if name in sys.modules))
+cli(sys.argv[1:], standalone_mode=False)
+"""
+
+
+@pytest.mark.usefixtures("parameters_are_known")
+@pytest.mark.parametrize("command", ["prepare", "run", "pretrain"])
+def test_store_is_begun_before_heavy_modules_are_loaded(tmp_path: Path, command: str) -> None:
+    write_noise_folder(tmp_path / "images", {"a": 9, "b": 9}, (32, 32))
+    arguments = ("folder", f"dataset.root={tmp_path / 'images'}", f"storage={tmp_path}", "scale=local")
+    begun = [sys.executable, "-c", BEGIN, command, *arguments]
+    assert subprocess.run(begun, cwd=tmp_path, capture_output=True, text=True).stderr == "loaded: \n"
 
 
 @pytest.mark.usefixtures("parameters_are_known")

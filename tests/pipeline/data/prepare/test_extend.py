@@ -444,9 +444,9 @@ def growth(draw: st.DrawFn) -> list[list[str]]:
     return [names[a:b] for a, b in itertools.pairwise([0, *cuts])]
 
 
-def shuffled(seed: int) -> Callable[[bool, Callable[[Any], Any], list[Any]], Iterator[Any]]:
+def shuffled(seed: int) -> Callable[..., Iterator[Any]]:
     """Returns a function that runs jobs as `_each` does, in another order."""
-    return lambda on_ray, processes, work, jobs: iter(
+    return lambda on_ray, processes, is_busy, work, jobs: iter(
         [work(jobs[k]) for k in np.random.default_rng(seed).permutation(len(jobs))]
     )
 

@@ -19,7 +19,7 @@ from firstlight.pipeline.data.prepare import prepare as module
 from firstlight.pipeline.data.prepare.jobs import PartWriter, PrepareJob, list_jobs
 from firstlight.pipeline.data.sources import open_source
 from firstlight.pipeline.errors import StageFailed, UserError
-from tests.support.grey_images import dataset, images, local
+from tests.support.grey_images import dataset, images, local, silent
 from tests.support.paths import ROOT
 from tests.support.stopped_prepare import contents
 
@@ -228,3 +228,48 @@ def test_a_source_that_no_other_process_has_stays_in_this_one(
     assert not others.take_results()
     assert waiting.qsize() == 1, "it is left for this process"
     others.close()
+
+
+def test_processes_are_started_as_soon_as_the_waiting_parts_seem_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts: list[PrepareJob] = [{"file": str(k), "count": 1000} for k in range(3)]
+    pace, now = local_jobs._Pace(parts), [0.0]
+    pace.begun = 0.0
+    monkeypatch.setattr(local_jobs.time, "monotonic", lambda: now[0])
+    found = []
+    for now[0], done in ((0.1, 100), (0.4, 100), (0.4, 1000), (2.1, 1000)):
+        pace.show_count(parts[0], done)
+        found.append(pace.is_slow())
+    # 2,000 images wait: at 250 images/s for 8 s, at 2,500 for less than a second.
+    assert found == [False, True, False, True]
+    assert not local_jobs._Pace(parts[:1]).is_slow()
+
+
+def test_others_do_all_jobs_of_a_busy_process(
+    data: DatasetOptions, started: list[subprocess.Popen[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_jobs, "BACKGROUND_IMAGES", 10)
+    source = open_source(data)
+    (tmp_path / "parts").mkdir()
+    monkeypatch.setattr(local_jobs, "_set_report", lambda work, report: lambda job: pytest.fail("it was done here"))
+    writer, parts = PartWriter(source, tmp_path / "parts", data.max_pixels), list_jobs(source, 10)
+    results = list(local_jobs.run_on_this_machine(writer, parts, 3, lambda: True))
+    assert sorted(result["job"]["file"] for result in results) == sorted(part["file"] for part in parts)
+    assert len(started) == 2
+
+
+def test_busy_process_does_what_no_other_can(
+    data: DatasetOptions, started: list[subprocess.Popen[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_jobs, "BACKGROUND_IMAGES", 10)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    store = module.prepare(data, tmp_path / "out", lambda: False, silent, processes=3, is_busy=lambda: True)
+    assert store.quarantined == 3
+    assert started
+
+
+def test_few_images_of_a_busy_process_start_no_other(
+    data: DatasetOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_jobs.subprocess, "Popen", lambda *arguments, **options: pytest.fail("it was started"))
+    store = module.prepare(data, tmp_path / "out", lambda: False, silent, processes=3, is_busy=lambda: True)
+    assert store.quarantined == 3

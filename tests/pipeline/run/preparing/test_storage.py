@@ -16,7 +16,8 @@ def test_folder_is_made_and_left_empty(tmp_path: Path) -> None:
 
 def test_storage_that_cannot_be_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=rf"^storage: '{tmp_path}/file/runs' cannot be written: Not a directory; valid: "):
+    problem = f"^storage: '{tmp_path}/file/runs' cannot be written: Not a directory; valid: "
+    with pytest.raises(UserError, match=problem):
         check_storage(tmp_path / "file" / "runs")
 
 
