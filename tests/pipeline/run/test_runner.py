@@ -28,6 +28,7 @@ from firstlight.pipeline.errors import StageFailed, StopTraining, UserError
 from firstlight.pipeline.report.score_table import describe_scores
 from firstlight.pipeline.run import preflight, runner
 from firstlight.pipeline.run.graph import adopt_encoder
+from firstlight.pipeline.run.preparing import recipe_store
 from firstlight.pipeline.run.ray_session import RaySession
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import pretrain
@@ -317,7 +318,7 @@ def test_only_a_cluster_writes_its_store_on_ray(
         return prepare(*arguments[:2], lambda: False, *arguments[3:])
 
     monkeypatch.setattr(RaySession, "start", lambda session: True)
-    monkeypatch.setattr(runner, "prepare", follow_prepare)
+    monkeypatch.setattr(recipe_store, "prepare", follow_prepare)
     monkeypatch.setattr(preflight, "open_source", lambda dataset: listed.append(dataset) or open_source(dataset))
     monkeypatch.setattr(prepare_module, "open_source", lambda dataset: pytest.fail("it is listed again"))
     recipe = recipes.recipe(tmp_path, scale__workers=1, scale__address=address)
