@@ -26,7 +26,7 @@ from firstlight.pipeline.data.sources import open_source
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StageFailed, StopTraining, UserError
 from firstlight.pipeline.report.score_table import describe_scores
-from firstlight.pipeline.run import preflight, runner
+from firstlight.pipeline.run import preflight
 from firstlight.pipeline.run.graph import adopt_encoder
 from firstlight.pipeline.run.preparing import recipe_store
 from firstlight.pipeline.run.ray_session import RaySession
