@@ -18,6 +18,8 @@ from firstlight.pipeline.files import exclusive_lock
 from firstlight.pipeline.run.bounded_store import find_recipe_side
 from firstlight.pipeline.run.preparing.recipe_store import RecipeStore, write_recipe_store
 from firstlight.pipeline.run.preparing.storage import check_storage
+from firstlight.pipeline.tracking.connection import check_uri
+from firstlight.pipeline.tracking.location import TrackingLocation
 
 # Seconds that a mistake waits for the end of the writing, which may hang in a storage. Other processes end with this.
 STOP_TIMEOUT_S = 2.0
@@ -94,12 +96,14 @@ def write_ahead(recipe: Recipe, console: Console, only: str | None) -> Iterator[
     The lock of the recipe is held for the block.
 
     Raises:
-        UserError: a mistake in the source, the storage or the kind of the stages; another process runs the recipe.
+        UserError: a mistake in the source, the storage, `tracking.uri` or the kind of the stages; another process runs
+            the recipe.
     """
     check_kind(recipe, only)
     if not _is_written_here(recipe):
         yield None
         return
+    check_uri(TrackingLocation.of(recipe).uri)
     check_storage(recipe.storage)
     ahead = StoreAhead(recipe, open_source(recipe.dataset), console)
     with exclusive_lock(recipe.storage.resolve() / recipe.name, recipe.name):

@@ -192,3 +192,10 @@ def test_progress_begins_with_what_was_read(tmp_path: Path, images: Path) -> Non
     lines = out.getvalue().splitlines()
     assert lines[0] == "  read 60 files, left out 0"
     assert lines[-1].startswith("prepare: 60 images in ")
+
+
+def test_folder_as_tracking_uri_is_a_mistake_before_anything_is_written(tmp_path: Path, images: Path) -> None:
+    recipe = folder_recipe(tmp_path / "runs", images, tracking__uri=f"file://{tmp_path}/mlruns")
+    with pytest.raises(UserError, match=r"^tracking.uri: 'file://.*' is not valid: "), write_ahead(recipe, QUIET, None):
+        pytest.fail("it was begun")
+    assert not (tmp_path / "runs").exists()
