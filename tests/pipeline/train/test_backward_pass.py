@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from bench.training_cases import METHOD_TRAININGS, TASK_TRAININGS, TrainingCase, build_case_job, make_noise_batch
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.stream import TrainOrder
 from firstlight.pipeline.errors import StopTraining
@@ -52,6 +54,30 @@ def test_parts_of_a_batch_have_the_losses_and_the_gradient_of_the_whole(tmp_path
     assert gradients.keys() == others.keys()
     flat, other = (torch.cat([one[name].flatten() for name in gradients]) for one in (gradients, others))
     assert float((flat - other).norm()) < 1e-3 * float(flat.norm())
+
+
+def compute_case(case: TrainingCase, folder: Path, precision: str) -> tuple[float, Tensor]:
+    """Returns the loss of the first batch of noise, and its gradient in all parameters."""
+    options = {"epochs": 2, "batch_size": 8, "optimizer": {"name": "SGD", "lr": 0.1}, "precision": precision}
+    job = build_case_job(folder, options, 32, torch.device("cpu"))
+    learner = case.build_learner(32, 32, 2, 8).train()
+    learner.begin_epoch(0)
+    learner.begin_step(0)
+    ids, passes = job.plan.slice(0, 0, 0, 1)
+    batch = to_batch(make_noise_batch(case, 32, np.array(ids), np.array(passes)), job.device, job)
+    backward = BackwardPass(job, learner, lambda *arguments: None)
+    loss = float(backward.compute_gradients(batch, 0)["loss"].detach())
+    return loss, torch.cat([gradient.flatten() for gradient in read_gradients(backward).values()])
+
+
+@pytest.mark.parametrize("case", [*METHOD_TRAININGS, *TASK_TRAININGS], ids=lambda case: case.name)
+def test_bfloat16_has_nearly_the_loss_and_the_gradient_of_single_precision(tmp_path: Path, case: TrainingCase) -> None:
+    (exact, gradient), (loss, other) = (compute_case(case, tmp_path, precision) for precision in ("fp32", "bf16"))
+    assert loss == pytest.approx(exact, rel=0.01)
+    assert loss != exact
+    # Images of noise have nearly equal features, and rounding gives some of them other targets of NAT.
+    least = 0.5 if case.kind == "nat" else 0.95
+    assert float(torch.cosine_similarity(gradient.double(), other.double(), dim=0)) > least
 
 
 @pytest.mark.parametrize("parts", [1, 4])
