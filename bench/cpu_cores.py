@@ -1,4 +1,4 @@
-"""What the cores of a CPU, and its tiles of bfloat16, give the steps of a training: `python -m bench.cpu_cores`.
+"""The cores of a CPU and its tiles of bfloat16 in steps of a training: `python -m bench.cpu_cores`.
 
 Forward pass, backward pass and update of networks on one batch, with one thread in single precision, with all cores,
 and with all cores in bfloat16, in images per second of wall time, the median of some rounds. Last, all cores beside one
@@ -41,7 +41,7 @@ CoreArm = tuple[int, str]
 
 @dataclass(frozen=True)
 class CoreSetting:
-    """How threads wait (`OMP_WAIT_POLICY`), the number of busy processes beside them, and the measured arms."""
+    """The way threads wait (`OMP_WAIT_POLICY`), the number of busy processes beside them, and the measured arms."""
 
     wait: str
     busy: int
