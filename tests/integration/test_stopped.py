@@ -129,9 +129,11 @@ def test_full_disk_is_one_line_and_the_next_run_finishes(tmp_path: Path, clean: 
     recipe, file = written(tmp_path)
     code, output = command.start(tmp_path / "out.txt", "run", file, largest_file=largest_file).wait()
     assert code in (1, 2), output
-    (line,) = output.splitlines()
+    # Before it come at most the lines about the images.
+    *others, line = output.splitlines()
     assert line.startswith("error: ")
     assert str(tmp_path) in line
+    assert all(other.startswith(("  read ", "  classes")) for other in others), output
     run_recipe(recipe, Console(quiet=True))
     assert state_of(recipe) == clean
 
