@@ -127,6 +127,14 @@ def cifar10() -> Path:
     return CIFAR10
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Gives the next test one thread of torch, whatever the recipe of this one had."""
+    yield
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return recipes.store(tmp_path_factory.mktemp("digits"))

@@ -34,7 +34,9 @@ def measure_pretraining_rate(file: Path, num_train: int) -> float:
     """
     with TemporaryDirectory(prefix="firstlight-") as folder:
         asked, _ = resolve_scale(load_recipe(file))
-        recipe = fix_threads(_shorten_recipe(asked, Path(folder), num_train), choose_threads(asked, "pretrain"))
+        recipe = _shorten_recipe(asked, Path(folder), num_train)
+        # One seed has all cores, which are no faster when several seeds share them.
+        recipe = fix_threads(recipe, choose_threads(recipe, "pretrain"))
         store = prepare(recipe.dataset, Path(folder) / "stores", lambda: False, lambda done, total: None)
         recipe = fill_input_colours(recipe, store, [])
         device = torch.device("cuda" if recipe.scale.worker_gpus else "cpu")
@@ -45,13 +47,14 @@ def measure_pretraining_rate(file: Path, num_train: int) -> float:
         rows = read_metrics(instance.folder / METRICS_FILE)
     rates = [row["images_per_s"] for row in rows]
     rate = float(statistics.median(rates[NUM_WARM_UP_STEPS:] or rates))
-    return rate * max(asked.scale.max_workers, _count_seeds_at_a_time(asked))
+    return rate * (asked.scale.max_workers or _compute_busy_share(asked))
 
 
-def _count_seeds_at_a_time(recipe: Recipe) -> float:
-    """Returns how many seeds are trained at a time, on average: three of two processes are 1.5."""
+def _compute_busy_share(recipe: Recipe) -> float:
+    """Returns the share of the processes that train a seed, on average: of two with three seeds it is 3/4."""
     seeds = len(recipe.seeds)
-    return seeds / -(-seeds // (count_side_processes(recipe) + 1))
+    processes = min(count_side_processes(recipe) + 1, seeds)
+    return seeds / (-(-seeds // processes) * processes)
 
 
 def _shorten_recipe(recipe: Recipe, folder: Path, num_train: int) -> Recipe:

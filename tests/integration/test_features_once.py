@@ -107,11 +107,7 @@ def read_results(recipe: Recipe) -> dict[str, bytes]:
 def test_embeddings_on_several_threads_are_those_that_were_kept(tmp_path: Path, counted: Counter[str]) -> None:
     """Threads decide the last bits, so that features of other numbers of threads are not taken."""
     threads = {"scale__threads": "auto", "scale__cpus": 2}
-    before, recipe = torch.get_num_threads(), make_recipe(tmp_path / "shared", seeds=[0], **threads)
-    try:
-        run_recipe(recipe, QUIET)
-    finally:
-        torch.set_num_threads(before)
+    run_recipe(make_recipe(tmp_path / "shared", seeds=[0], **threads), QUIET)
     assert counted["evaluate network"] > 0
     assert counted["embed network"] == 0
 
