@@ -12,7 +12,7 @@ from firstlight.pipeline.train.metrics import read_metrics
 from tests.support.folders_of_noise import write_noise_folder
 
 
-# Of two processes with three seeds, one has nothing to do while the other trains the last one.
+# One of two processes with three seeds has nothing to do while the other trains the last one.
 @pytest.mark.parametrize(("method", "cpus", "share"), [("simclr", 1, 1.0), ("super_and", 2, 0.75)])
 def test_rate_is_that_of_steps_of_the_recipe_over_all_seeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, cpus: int, share: float
