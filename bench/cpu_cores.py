@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
+from unittest import mock
 
 import click
 import torch
@@ -33,7 +34,6 @@ STEP_CASES = (
     FormatCase({"name": "timm", "model": "vit_small_patch16_224"}, 8, 224),
     FormatCase({"name": "timm", "model": "tf_efficientnet_lite0"}, 16, 128),
 )
-
 
 # The threads of torch and the number format of the steps.
 CoreArm = tuple[int, str]
@@ -57,22 +57,10 @@ def list_settings(cores: int) -> tuple[CoreSetting, ...]:
 
 def measure_step_rates(cases: Sequence[FormatCase], setting: CoreSetting, seconds: float) -> list[list[float]]:
     """Returns the images per second of wall time of the arms, for each case, measured in a new process."""
-    with _set_variable("OMP_WAIT_POLICY", setting.wait), _busy_processes(setting.busy):
+    # OpenMP reads it when the new process imports torch.
+    policy = mock.patch.dict(os.environ, {"OMP_WAIT_POLICY": setting.wait})
+    with policy, _busy_processes(setting.busy):
         return run_in_own_process(_time_arms, cases, setting.arms, seconds)
-
-
-@contextmanager
-def _set_variable(key: str, value: str) -> Iterator[None]:
-    """Sets an environment variable that OpenMP reads when a new process imports torch."""
-    before = os.environ.get(key)
-    os.environ[key] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[key]
-        else:
-            os.environ[key] = before
 
 
 def _time_arms(cases: Sequence[FormatCase], arms: Sequence[CoreArm], seconds: float) -> list[list[float]]:

@@ -20,7 +20,7 @@ from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import Paused, StageFailed, Stopped, StopTraining, UserError
 from firstlight.pipeline.run.launching.instances import PART_KEY, run_instances
 from firstlight.pipeline.run.launching.side_processes import SideProcesses
-from firstlight.pipeline.run.launching.threads import choose_threads, fix_threads
+from firstlight.pipeline.run.launching.threads import fix_threads
 from firstlight.pipeline.run.mirroring import check_results, share_folders
 from firstlight.pipeline.run.ray_session import count_decoding_cpus, is_verbose
 from firstlight.pipeline.stages.registry import stage_kind
@@ -52,7 +52,7 @@ def launch_instances(
         failures.delete_failures(instance.folder)
         watchdog.delete_hang_record(instance.folder)
     payload = {
-        "recipe": fix_threads(recipe, choose_threads(recipe, instances[0].stage)).dump(),
+        "recipe": fix_threads(recipe, instances[0].stage).dump(),
         "store": store.location,
         "instances": [_name_paths(asdict(instance)) for instance in instances],
     }

@@ -31,7 +31,7 @@ from firstlight.pipeline.run.graph import ResolvedReferences, StageGraph, adopt_
 from firstlight.pipeline.run.input_colours import fill_input_colours
 from firstlight.pipeline.run.launch import launch_instances
 from firstlight.pipeline.run.launching.side_processes import SideProcesses, count_side_processes, is_long
-from firstlight.pipeline.run.launching.threads import choose_threads, fix_threads
+from firstlight.pipeline.run.launching.threads import fix_threads
 from firstlight.pipeline.run.mirroring import RunMirror, upload_inputs
 from firstlight.pipeline.run.preflight import check_recipe
 from firstlight.pipeline.run.preparing.ahead import StoreAhead, check_kind
@@ -340,8 +340,7 @@ class RecipeRunner:
                 launch_instances(self.recipe, self.worker.store, instances, self.others)
                 return
             upload_inputs(self.recipe, instances)
-            recipe = fix_threads(self.recipe, choose_threads(self.recipe, name))
-            worker = StageContext.create(recipe, self.worker.store, on_ray)
+            worker = StageContext.create(fix_threads(self.recipe, name), self.worker.store, on_ray)
             for instance in instances:
                 with record_attempt(instance.folder, worker.device):
                     kind.run(worker, stage, instance)

@@ -14,7 +14,7 @@ from firstlight.pipeline.data.prepare.prepare import prepare
 from firstlight.pipeline.run.auto_scale import resolve_scale
 from firstlight.pipeline.run.input_colours import fill_input_colours
 from firstlight.pipeline.run.launching.side_processes import count_side_processes
-from firstlight.pipeline.run.launching.threads import choose_threads, fix_threads
+from firstlight.pipeline.run.launching.threads import fix_threads
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext
@@ -34,9 +34,8 @@ def measure_pretraining_rate(file: Path, num_train: int) -> float:
     """
     with TemporaryDirectory(prefix="firstlight-") as folder:
         asked, _ = resolve_scale(load_recipe(file))
-        recipe = _shorten_recipe(asked, Path(folder), num_train)
-        # One seed has all cores, which are no faster when several seeds share them.
-        recipe = fix_threads(recipe, choose_threads(recipe, "pretrain"))
+        # Its one seed has all cores, which are no faster when several seeds share them.
+        recipe = fix_threads(_shorten_recipe(asked, Path(folder), num_train), "pretrain")
         store = prepare(recipe.dataset, Path(folder) / "stores", lambda: False, lambda done, total: None)
         recipe = fill_input_colours(recipe, store, [])
         device = torch.device("cuda" if recipe.scale.worker_gpus else "cpu")

@@ -20,9 +20,10 @@ def choose_threads(recipe: Recipe, name: str) -> int:
     return max(count_cores(scale.cpus) // count_side_by_side(recipe, name), 1)
 
 
-def fix_threads(recipe: Recipe, threads: int) -> Recipe:
-    """Returns the recipe with this number of torch threads instead of `auto`."""
-    return recipe.model_copy(update={"scale": recipe.scale.model_copy(update={"threads": threads})})
+def fix_threads(recipe: Recipe, name: str) -> Recipe:
+    """Returns the recipe with the torch threads of the stage `name` instead of `auto`."""
+    scale = recipe.scale.model_copy(update={"threads": choose_threads(recipe, name)})
+    return recipe.model_copy(update={"scale": scale})
 
 
 def count_side_by_side(recipe: Recipe, name: str) -> int:

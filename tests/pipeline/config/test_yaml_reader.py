@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,10 +87,18 @@ def test_file_larger_than_the_limit_is_rejected(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["a: [" + "0, " * 300_000 + "0]", "a:\n" + "- x\n" * 240_000, "a: {" + "b: 0, " * 150_000 + "}"]
 )
-def test_many_values_are_one_line_in_time(text: str) -> None:
+def test_many_values_are_one_line_in_time(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    read, compose = list[None](), yaml_reader._YamlLoader.compose_node
+
+    def compose_counted(*arguments: Any) -> Any:
+        read.append(None)
+        return compose(*arguments)
+
+    monkeypatch.setattr(yaml_reader._YamlLoader, "compose_node", compose_counted)
     started = time.process_time()
     with pytest.raises(UserError, match=r"^f\.yaml: line \d+ more than 20,000 values and keys are not allowed$"):
         yaml_reader.parse_yaml(text, "f.yaml")
+    assert len(read) == yaml_reader.MAX_YAML_NODES + 1, "what follows the limit is not read"
     # It takes less than a second where nothing else runs.
     assert time.process_time() - started < 20
 
