@@ -4,11 +4,16 @@
 training images of CIFAR-10, with the settings of its stage `simclr`, which are those of lightly's benchmark:
 
     ours        in our training loop
-    lightly     as lightly's examples do: torchvision's ImageFolder, its SimCLRTransform, a DataLoader with one process
-                that loads, its head and its loss
-    lightly-train   `lightly_train.pretrain` with one process that loads, if it is installed; its learning rate rises in
-                the first tenth of the steps
-    ours, as long as ...    ours again, for as many epochs as fit into the CPU seconds that the other took
+    lightly     as lightly's examples do: torchvision's ImageFolder, its SimCLRTransform, a DataLoader with processes
+                that load images, its head and its loss
+    lightly-train   `lightly_train.pretrain`, if it is installed; its learning rate rises in the first tenth of the
+                steps
+    ours, as long as ...    ours again, for as many epochs as fit into the time that the other took
+
+The time is that of a clock, in which every arm may use all cores as it does by default: torch's threads, for a peer
+also as many processes that load images as there are cores, for ours the threads and the number format of
+`firstlight init`. With `--budget cpu-seconds` it is the CPU time of all processes of an arm, which has one thread, one
+process that loads, and single precision.
 
 The features of each are scored alike on the test images: weighted kNN and a linear probe. A row is written as soon as
 it is there, and rows that the file has are not made again.
@@ -19,10 +24,11 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import click
 import numpy as np
@@ -34,9 +40,10 @@ from torchvision.datasets import ImageFolder
 
 from bench.peers import read_tree_seconds
 from firstlight.pipeline.config.load import load_recipe
-from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.prepare.prepare import prepare
 from firstlight.pipeline.files import append_json_line
+from firstlight.pipeline.run.auto_scale import resolve_scale
+from firstlight.pipeline.run.launching.threads import fix_threads
 from firstlight.pipeline.stages.features.feature_scores import ScoringOptions, score_features
 from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
@@ -51,10 +58,13 @@ FEATURE_PEERS = (LIGHTLY, LIGHTLY_TRAIN)
 CPU = torch.device("cpu")
 # The weight decays of the stage `evaluate`.
 PROBE_DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)
+# What arms are equal in, and its name in a row.
+SECONDS, CPU_SECONDS = "seconds", "cpu-seconds"
+BUDGETS = {SECONDS: "wall_s", CPU_SECONDS: "cpu_s"}
 
 
 def name_longer(peer: str) -> str:
-    """Returns the name of the arm that trains here for the CPU seconds of a peer."""
+    """Returns the name of the arm that trains here for the time of a peer."""
     return f"{OURS}, as long as {peer}"
 
 
@@ -64,16 +74,42 @@ def list_arms(peers: Sequence[str]) -> list[str]:
 
 
 class TrainedPeer(NamedTuple):
-    """A trained encoder, the number of its epochs, and the CPU seconds of the training with all its processes."""
+    """A trained encoder, the number of its epochs, and the time of the training: the seconds of a clock, and the CPU
+    seconds of all its processes.
+    """
 
     encoder: Encoder
     epochs: int
+    wall_s: float
     cpu_s: float
 
 
-def load_study(cifar: Path, storage: Path, *changes: str) -> tuple[StageContext, Any]:
-    """Returns the study's images in this process, and its stage of SimCLR."""
-    recipe: Recipe = load_recipe(Path(STUDY), (f"dataset.root={cifar}", f"storage={storage}", *changes))
+class TrainingTime(NamedTuple):
+    """A moment: the seconds of a clock, and the CPU seconds that this process and those it started have had."""
+
+    wall_s: float
+    cpu_s: float
+
+    @classmethod
+    def read(cls) -> Self:
+        """Returns the present moment."""
+        return cls(time.perf_counter(), read_tree_seconds())
+
+    def since(self, before: Self) -> tuple[float, float]:
+        """Returns the seconds and CPU seconds from `before` to this moment."""
+        return self.wall_s - before.wall_s, self.cpu_s - before.cpu_s
+
+
+def load_study(cifar: Path, storage: Path, budget: str, *changes: str) -> tuple[StageContext, Any]:
+    """Returns the study's images in this process, and its stage of SimCLR, of one seed.
+
+    Trainings have all cores and the number format that is the fastest here, or one thread and single precision where
+    `budget` is of CPU time. torch has these threads in the whole process.
+    """
+    speed = ["defaults.pretrain.precision=auto"] if budget == SECONDS else ["scale.threads=1"]
+    keys = (f"dataset.root={cifar}", f"storage={storage}", "seeds=[0]", *speed, *changes)
+    resolved, _ = resolve_scale(load_recipe(Path(STUDY), keys))
+    recipe = fix_threads(resolved, SIMCLR_STAGE)
     store = prepare(recipe.dataset, storage / "stores", lambda: False, lambda done, total: None)
     return StageContext.create(recipe, store, on_ray=False, device=CPU), recipe.stages[SIMCLR_STAGE]
 
@@ -84,9 +120,9 @@ def train_ours_for(context: StageContext, stage: Any, seed: int, epochs: int, fo
     shorter = stage.model_copy(update=changes)
     job = pretrain_job.build_job(context, shorter, StageInstance(SIMCLR_STAGE, seed, "bench", folder))
     method = pretrain_job.build_seeded_method(context, shorter, job)
-    before = read_tree_seconds()
+    before = TrainingTime.read()
     fit(job, method)
-    return TrainedPeer(method.exported_encoder(), epochs, read_tree_seconds() - before)
+    return TrainedPeer(method.exported_encoder(), epochs, *TrainingTime.read().since(before))
 
 
 def train_lightly_on(context: StageContext, stage: Any, seed: int, root: Path) -> TrainedPeer:
@@ -108,7 +144,7 @@ def train_lightly_on(context: StageContext, stage: Any, seed: int, root: Path) -
         stage.batch_size,
         shuffle=True,
         drop_last=True,
-        num_workers=1,
+        num_workers=torch.get_num_threads(),
         persistent_workers=True,
     )
     head = SimCLRProjectionHead(width, width, 128)
@@ -117,7 +153,7 @@ def train_lightly_on(context: StageContext, stage: Any, seed: int, root: Path) -
     spec = stage.optimizer
     optimizer = torch.optim.SGD(network.parameters(), lr=spec.lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, stage.epochs * len(loader))
-    before = read_tree_seconds()
+    before = TrainingTime.read()
     for _ in range(stage.epochs):
         for views, _labels in loader:
             first, second = (head(pool_maps(encoder(view), "avg")) for view in views)
@@ -125,17 +161,17 @@ def train_lightly_on(context: StageContext, stage: Any, seed: int, root: Path) -
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-    # The process that loads images still runs, and is counted.
-    return TrainedPeer(encoder, stage.epochs, read_tree_seconds() - before)
+    # The processes that load images still run, and are counted.
+    return TrainedPeer(encoder, stage.epochs, *TrainingTime.read().since(before))
 
 
 class WrappedEncoder(nn.Module):
-    """The encoder as lightly-train takes a network of its users. `read_s`: the CPU seconds at each forward pass."""
+    """The encoder as lightly-train takes a network of its users. `moments`: those of each forward pass."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
-        self.read_s: list[float] = []
+        self.moments: list[TrainingTime] = []
 
     def get_model(self) -> Encoder:
         """Returns the network that is trained."""
@@ -147,7 +183,7 @@ class WrappedEncoder(nn.Module):
 
     def forward_features(self, images: Tensor) -> dict[str, Tensor]:
         """Returns the deepest map of (B, 3, S, S) images."""
-        self.read_s.append(read_tree_seconds())
+        self.moments.append(TrainingTime.read())
         return {"features": self.encoder(images)[-1]}
 
     def forward_pool(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -158,7 +194,7 @@ class WrappedEncoder(nn.Module):
 def train_lightly_train_on(context: StageContext, stage: Any, seed: int, root: Path) -> TrainedPeer:
     """Trains by `lightly_train.pretrain`, with the stage's rate, batch, temperature, augmentations and length.
 
-    `root`: as for `train_lightly_on`. The CPU seconds are those between its first step and its last.
+    `root`: as for `train_lightly_on`. The time is that between its first step and its last.
     """
     import lightly_train
 
@@ -177,7 +213,7 @@ def train_lightly_train_on(context: StageContext, stage: Any, seed: int, root: P
             optim_args={"lr": stage.optimizer.lr, "momentum": 0.9, "weight_decay": 5e-4},
             epochs=stage.epochs,
             batch_size=stage.batch_size,
-            num_workers=1,
+            num_workers=torch.get_num_threads(),
             seed=seed,
             accelerator="cpu",
             devices=1,
@@ -191,7 +227,7 @@ def train_lightly_train_on(context: StageContext, stage: Any, seed: int, root: P
                 "gaussian_blur": None,
             },
         )
-    return TrainedPeer(encoder, stage.epochs, wrapped.read_s[-1] - wrapped.read_s[0])
+    return TrainedPeer(encoder, stage.epochs, *wrapped.moments[-1].since(wrapped.moments[0]))
 
 
 def write_class_folders(context: StageContext, root: Path) -> Path:
@@ -232,8 +268,8 @@ def make_row(context: StageContext, stage: Any, arm: str, seed: int, epochs: int
     else:
         with tempfile.TemporaryDirectory(dir=storage) as folder:
             trained = train_ours_for(context, stage, seed, epochs, Path(folder) / "job")
-    row = {"arm": arm, "seed": seed, "epochs": trained.epochs, "cpu_s": trained.cpu_s}
-    return {**row, **score_encoder(context, trained.encoder)}
+    length = {"epochs": trained.epochs, "wall_s": trained.wall_s, "cpu_s": trained.cpu_s}
+    return {"arm": arm, "seed": seed, **length, **score_encoder(context, trained.encoder)}
 
 
 def compare_simclr(
@@ -242,11 +278,13 @@ def compare_simclr(
     file: Path,
     make: Callable[[str, int, int], dict[str, Any]],
     peers: Sequence[str],
+    budget: str,
 ) -> list[dict[str, Any]]:
     """Returns the rows of all arms and seeds; those that `file` lacks are made and appended.
 
     `make(arm, seed, epochs)` returns a row.
     """
+    taken = BUDGETS[budget]
     lines = file.read_text("utf-8").splitlines() if file.exists() else []
     rows = {(row["arm"], row["seed"]): row for row in map(json.loads, lines)}
     for seed in seeds:
@@ -256,18 +294,18 @@ def compare_simclr(
                 rows[arm, seed] = make(arm, seed, lengths[arm])
                 append_json_line(file, rows[arm, seed])
             if arm in peers:
-                share = rows[arm, seed]["cpu_s"] / rows[OURS, seed]["cpu_s"]
+                share = rows[arm, seed][taken] / rows[OURS, seed][taken]
                 lengths[name_longer(arm)] = max(int(study_epochs * share), 1)
     return [rows[arm, seed] for arm in list_arms(peers) for seed in seeds]
 
 
 def format_rows(rows: Sequence[dict[str, Any]]) -> Table:
     """Returns the means of the arms over their seeds, and the standard deviations of scores."""
-    table = Table("SimCLR", "epochs", "CPU seconds", "kNN", "linear probe")
+    table = Table("SimCLR", "epochs", "seconds", "CPU seconds", "kNN", "linear probe")
     for arm in dict.fromkeys(row["arm"] for row in rows):
         own = [row for row in rows if row["arm"] == arm]
         cells = []
-        for name, scale in (("epochs", 1), ("cpu_s", 1), ("knn", 100), ("probe", 100)):
+        for name, scale in (("epochs", 1), ("wall_s", 1), ("cpu_s", 1), ("knn", 100), ("probe", 100)):
             values = scale * np.array([row[name] for row in own])
             spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 and scale > 1 else ""
             cells.append(f"{values.mean():.1f}{spread}")
@@ -283,6 +321,7 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> Table:
 @click.option(
     "--peer", "peers", type=click.Choice(FEATURE_PEERS), multiple=True, default=FEATURE_PEERS, show_default=True
 )
+@click.option("--budget", type=click.Choice(list(BUDGETS)), default=SECONDS, show_default=True)
 @click.option("--arm", type=click.Choice(list_arms(FEATURE_PEERS)), hidden=True)
 @click.option("--epochs", type=int, hidden=True)
 def main(
@@ -291,11 +330,12 @@ def main(
     storage: Path,
     seeds: tuple[int, ...],
     peers: tuple[str, ...],
+    budget: str,
     arm: str | None,
     epochs: int | None,
 ) -> None:
     """Trains what is missing, each in a process of its own, and prints the means of all arms."""
-    context, stage = load_study(cifar, storage.resolve())
+    context, stage = load_study(cifar, storage.resolve(), budget)
     if arm is not None and epochs is not None:
         print(json.dumps(make_row(context, stage, arm, seeds[0], epochs)))
         return
@@ -307,6 +347,7 @@ def main(
     def make(arm: str, seed: int, epochs: int) -> dict[str, Any]:
         command = [sys.executable, "-m", "bench.peer_features", "--cifar", str(cifar), "--output", str(output)]
         command += ["--storage", str(storage), "--seed", str(seed), "--arm", arm, "--epochs", str(epochs)]
+        command += ["--budget", budget]
         # Our processes keep the memory that they free; those of others do as the C library does.
         environment = {**os.environ, **({"GLIBC_TUNABLES": ""} if arm in FEATURE_PEERS else {})}
         ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
@@ -314,7 +355,7 @@ def main(
         console.print(json.dumps(row), highlight=False, soft_wrap=True)
         return row
 
-    console.print(format_rows(compare_simclr(stage.epochs, seeds, output, make, compared)))
+    console.print(format_rows(compare_simclr(stage.epochs, seeds, output, make, compared, budget)))
 
 
 if __name__ == "__main__":
