@@ -11,6 +11,9 @@ one process that trains and, but for ours, which loads images in a thread, one t
     network alone   the bare loop of a peer on one batch that stays in memory, on one CPU that keeps the memory it
                     frees: nobody is faster with this network
 
+Ours, and the network alone, also have an arm with the settings that `firstlight init` writes, which peers leave to
+their users: `channels_last`, and bfloat16 on a CPU that multiplies tiles of it.
+
 Arms take turns, each in a process of its own. The first steps of each do not count. CPU seconds are those of all
 processes of an arm.
 """
@@ -18,7 +21,7 @@ processes of an arm.
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -43,7 +46,7 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures
-from firstlight.pipeline.train.accelerator.cpu import set_up_cpu
+from firstlight.pipeline.train.accelerator.cpu import multiplies_bf16_tiles, set_up_cpu
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit
 from firstlight.tasks.learner import Batch, Learner
@@ -53,6 +56,8 @@ PEER_MODEL, PEER_FEATURES = "test_resnet", 96
 PEER_CROP = {"op": "random_resized_crop", "scale": [0.2, 1.0]}
 # The share of the area that SimCLR's crops have in lightly.
 SIMCLR_CROP = {"op": "random_resized_crop", "scale": [0.08, 1.0]}
+# What is written behind an arm that has the settings of `firstlight init`.
+AS_INIT = ", as init"
 # Megabytes of decoded photographs: those of the tests take more than the default of `stream.resident_mb`.
 HELD_MB = 2048
 
@@ -68,6 +73,11 @@ class PeerSetting:
     warmup: int
     # The folder of our stores.
     storage: Path
+
+    @property
+    def as_init(self) -> dict[str, Any]:
+        """The keys of a stage that `firstlight init` sets for speed, on this CPU."""
+        return {"channels_last": True, "precision": "bf16" if multiplies_bf16_tiles() else "fp32"}
 
 
 @dataclass
@@ -119,8 +129,12 @@ class LabelledLearner(Learner):
         return {"loss": F.cross_entropy(outputs[0], batch.labels)}
 
 
-def make_peer_recipe(setting: PeerSetting, augment: list[dict[str, Any]], resident: str) -> Recipe:
-    """Returns our recipe: the method SimCLR with the projector of lightly's examples, two views with `augment`."""
+def make_peer_recipe(
+    setting: PeerSetting, augment: list[dict[str, Any]], resident: str, speed: Mapping[str, Any]
+) -> Recipe:
+    """Returns our recipe: the method SimCLR with the projector of lightly's examples, two views with `augment`, and the
+    keys `speed` of its stage.
+    """
     return make_timed_recipe(
         setting.root,
         setting.storage,
@@ -133,6 +147,7 @@ def make_peer_recipe(setting: PeerSetting, augment: list[dict[str, Any]], reside
             "batch_size": setting.batch,
             "optimizer": {"name": "SGD", "lr": 0.06, "momentum": 0.9, "weight_decay": 5e-4},
             "checkpoint_every": 10**9,
+            **speed,
         },
         stream={"resident": resident, "resident_mb": HELD_MB},
         augment=[PEER_CROP, {"op": "horizontal_flip"}],
@@ -150,10 +165,14 @@ def list_simclr_ops(side: int) -> list[dict[str, Any]]:
     return [*ops, {"op": "gaussian_blur", "p": 0.5}] if side >= 64 else ops
 
 
-def train_ours(setting: PeerSetting, resident: str, learn_labels: bool) -> ProcessClock:
-    """Trains in our loop: SimCLR, or, with `learn_labels`, the class folders with one view of an image."""
+def train_ours(setting: PeerSetting, resident: str, learn_labels: bool, as_init: bool = False) -> ProcessClock:
+    """Trains in our loop: SimCLR, or, with `learn_labels`, the class folders with one view of an image.
+
+    `as_init`: as fast as `firstlight init` sets it.
+    """
     torch.manual_seed(0)
-    recipe = make_peer_recipe(setting, list_simclr_ops(setting.side), resident)
+    speed = setting.as_init if as_init else {}
+    recipe = make_peer_recipe(setting, list_simclr_ops(setting.side), resident, speed)
     store = prepare_photographs(recipe, setting.storage / "stores")
     context = StageContext.create(recipe, store, on_ray=False, device=torch.device("cpu"))
     stage: Any = recipe.stages["pretrain"]
@@ -206,12 +225,17 @@ def _step_through(
     batches: Iterator[tuple[Any, Tensor]],
     network: nn.Module,
     compute_loss: Callable[[Any, Tensor], Tensor],
+    as_init: bool,
 ) -> ProcessClock:
+    halved = as_init and setting.as_init["precision"] == "bf16"
+    if as_init:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     clock = ProcessClock(setting.warmup, setting.warmup + setting.steps)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4)
     for step in range(1, clock.last + 1):
         images, labels = next(batches)
-        loss = compute_loss(images, labels)
+        with torch.autocast("cpu", torch.bfloat16, enabled=halved):
+            loss = compute_loss(images, labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -227,8 +251,11 @@ def _build_backbone() -> nn.Module:
     return network
 
 
-def train_torch(setting: PeerSetting, load: BatchSource = _load_batches) -> ProcessClock:
-    """Trains with torchvision's ImageFolder and torch's DataLoader, or on the batches of `load`."""
+def train_torch(setting: PeerSetting, load: BatchSource = _load_batches, as_init: bool = False) -> ProcessClock:
+    """Trains with torchvision's ImageFolder and torch's DataLoader, or on the batches of `load`.
+
+    `as_init`: as for `train_ours`.
+    """
     transform = transforms.Compose(
         [
             transforms.RandomResizedCrop(setting.side, scale=(0.2, 1.0)),
@@ -240,12 +267,19 @@ def train_torch(setting: PeerSetting, load: BatchSource = _load_batches) -> Proc
     classes = len(ImageFolder(str(setting.root)).classes)
     network = nn.Sequential(_build_backbone(), nn.Linear(PEER_FEATURES, classes))
     return _step_through(
-        setting, load(setting, transform), network, lambda images, labels: F.cross_entropy(network(images), labels)
+        setting,
+        load(setting, transform),
+        network,
+        lambda images, labels: F.cross_entropy(network(images), labels),
+        as_init,
     )
 
 
-def train_lightly(setting: PeerSetting, load: BatchSource = _load_batches) -> ProcessClock:
-    """Trains SimCLR as lightly's example of torch does, or on the batches of `load`."""
+def train_lightly(setting: PeerSetting, load: BatchSource = _load_batches, as_init: bool = False) -> ProcessClock:
+    """Trains SimCLR as lightly's example of torch does, or on the batches of `load`.
+
+    `as_init`: as for `train_ours`.
+    """
     from lightly.loss import NTXentLoss
     from lightly.models.modules import SimCLRProjectionHead
     from lightly.transforms.simclr_transform import SimCLRTransform
@@ -259,6 +293,7 @@ def train_lightly(setting: PeerSetting, load: BatchSource = _load_batches) -> Pr
         load(setting, transform),
         network,
         lambda views, labels: criterion(network(views[0]), network(views[1])),
+        as_init,
     )
 
 
@@ -333,9 +368,12 @@ def compare_peers(
                 PEER: (peer, setting),
                 "streamed": (train_ours, setting, "off", learn_labels),
                 "held decoded": (train_ours, setting, "on", learn_labels),
+                f"streamed{AS_INIT}": (train_ours, setting, "off", learn_labels, True),
+                f"held decoded{AS_INIT}": (train_ours, setting, "on", learn_labels, True),
             }
             if name in PEERS_WITH_LOOP:
                 arms["network alone"] = (peer, setting, _repeat_batch)
+                arms[f"network alone{AS_INIT}"] = (peer, setting, _repeat_batch, True)
             for arm, call in arms.items():
                 found.setdefault((name, arm), []).append(run_arm(*call))
     rows = []

@@ -16,6 +16,8 @@ from PIL import Image
 from bench import peers
 from bench.peers import PeerSetting, ProcessClock
 from bench.timed_training import write_noise_photographs
+from firstlight.pipeline.starter.choices import Wishes, choose_settings
+from firstlight.pipeline.starter.survey import ImageSurvey
 
 
 @pytest.fixture
@@ -24,16 +26,29 @@ def setting(tmp_path: Path) -> PeerSetting:
     return PeerSetting(write_noise_photographs(tmp_path / "images", 24, 32), 32, 8, 2, 1, tmp_path / "storage")
 
 
+@pytest.mark.parametrize("as_init", [False, True])
 @pytest.mark.parametrize("learn_labels", [False, True])
 @pytest.mark.parametrize("resident", ["on", "off"])
-def test_ours_is_timed(setting: PeerSetting, resident: str, learn_labels: bool) -> None:
-    clock = peers.train_ours(setting, resident, learn_labels)
+def test_ours_is_timed(setting: PeerSetting, resident: str, learn_labels: bool, as_init: bool) -> None:
+    clock = peers.train_ours(setting, resident, learn_labels, as_init)
     assert clock.wall_s > 0
     assert clock.cpu_s > 0
 
 
-def test_torch_is_timed(setting: PeerSetting) -> None:
-    clock = peers.train_torch(setting)
+def test_settings_of_init_are_those_of_its_recipes(setting: PeerSetting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "multiplies_bf16_tiles", lambda: True)
+    survey = ImageSurvey({"name": "folder", "root": "/data"}, 720, 240, ("a", "b"), 60, 224, False)
+    written = choose_settings(survey, Wishes(), False).pretrain
+    chosen = {name: written[name] for name in setting.as_init}
+    assert chosen == {"channels_last": True, "precision": "auto"}
+    assert setting.as_init == {**chosen, "precision": "bf16"}
+    stage: Any = peers.make_peer_recipe(setting, [peers.PEER_CROP], "off", setting.as_init).stages["pretrain"]
+    assert (stage.precision, stage.channels_last) == ("bf16", True)
+
+
+@pytest.mark.parametrize("as_init", [False, True])
+def test_torch_is_timed(setting: PeerSetting, as_init: bool) -> None:
+    clock = peers.train_torch(setting, as_init=as_init)
     assert clock.wall_s > 0
     assert clock.cpu_s > 0
 
@@ -56,16 +71,22 @@ def test_ratio_above_one_means_that_ours_is_faster(setting: PeerSetting) -> None
         is_ours = train is peers.train_ours
         assert is_ours or train is peers.train_torch
         assert not is_ours or options[1], "ours learns the labels, too"
-        calls.append(options[0] if is_ours else "alone" if options else "peer")
-        return ProcessClock(0, 1, *seconds[calls[-1]])
+        name = options[0] if is_ours else "alone" if options else "peer"
+        as_init = options[2:] if is_ours else options[1:]
+        calls.append(name + "*" * sum(as_init))
+        wall_s, cpu_s = seconds[name]
+        return ProcessClock(0, 1, wall_s, cpu_s / 2 if as_init else cpu_s)
 
     rows = peers.compare_peers(setting, 2, ["torch"], run_arm)
     assert rows == [
         ("torch", "streamed", 2.0, 1.5),
         ("torch", "held decoded", 3.0, 3.0),
+        ("torch", "streamed, as init", 2.0, 3.0),
+        ("torch", "held decoded, as init", 3.0, 6.0),
         ("torch", "network alone", 4.0, 9.0),
+        ("torch", "network alone, as init", 4.0, 18.0),
     ]
-    assert calls == ["peer", "off", "on", "alone"] * 2
+    assert calls == ["peer", "off", "on", "off*", "on*", "alone", "alone*"] * 2
 
 
 def test_an_arm_is_timed_in_a_process_of_its_own(setting: PeerSetting) -> None:
