@@ -7,6 +7,7 @@ from pydantic import Field, field_serializer, field_validator
 
 from firstlight.pipeline.config.schema import check_distinct
 from firstlight.pipeline.config.schemas.strict_model import StrictModel
+from firstlight.pipeline.usable_cpus import count_decoders_beside
 
 # The value of a key that the machines decide when a recipe runs.
 AUTO = "auto"
@@ -67,15 +68,18 @@ class StreamOptions(StrictModel):
         "auto",
         description="The number of concurrent decoding tasks of each worker: processes of Ray, or, for "
         "`scale.workers: 0`, threads. `auto`: for a worker on a GPU its share of the CPUs, as far as their memory "
-        "suffices; on CPUs 2 with Ray, and 1 without.",
+        "suffices; on CPUs 2 with Ray, and without it 1 for every 4 of `scale.threads`, 16 at most.",
     )
 
     _check_tasks = field_validator("tasks", mode="plain")(_parse_count)
 
-    def count_tasks(self, on_ray: bool) -> int:
-        """Returns the number of decoding tasks of a worker; `auto` that no machine has replaced is that on CPUs."""
+    def count_tasks(self, on_ray: bool, threads: int = 1) -> int:
+        """Returns the number of decoding tasks of a worker; `auto` that no machine has replaced is that on CPUs.
+
+        `threads`: the torch threads of this process, for a training without Ray.
+        """
         if self.tasks == AUTO:
-            return RAY_TASKS if on_ray else 1
+            return RAY_TASKS if on_ray else count_decoders_beside(threads)
         return int(self.tasks)
 
 

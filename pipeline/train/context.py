@@ -56,7 +56,7 @@ class StageContext:
         options = LoadingOptions(
             on_ray,
             stream.prefetch,
-            stream.count_tasks(on_ray),
+            stream.count_tasks(on_ray, recipe.scale.worker_threads),
             stream.task_cpus,
             held,
             budget.should_augment_on_device(stream, store, device is not None and device.type == "cuda"),

@@ -69,8 +69,9 @@ class FeatureMonitor:
         head = self.method.exported_networks()["head"] if self.options.features == "head" else None
         features = FeatureExtractor(self.method.exported_encoder(), head, (-1,), "avg")  # type: ignore[arg-type]
         size = max(self.stage.batch_size // world_size(), 64)
-        # The training on CPUs takes the cores that more threads would use.
-        tasks = self.context.options.tasks if self.job.device.type == "cuda" else 1
+        # Tasks of Ray are processes; a worker of its on CPUs has no core for threads.
+        on_cpus_of_ray = self.context.options.on_ray and self.job.device.type != "cuda"
+        tasks = 1 if on_cpus_of_ray else self.context.options.tasks
         options = LoadingOptions(False, self.context.options.prefetch, tasks, self.context.options.task_cpus)
         parts = []
         for arrays in stream_batches(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from firstlight.pipeline import usable_cpus
-from firstlight.pipeline.usable_cpus import count_decoders, count_usable_cpus
+from firstlight.pipeline.usable_cpus import count_decoders, count_decoders_beside, count_usable_cpus
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,8 @@ def test_cpus_are_those_of_the_process_and_of_its_container(
 @pytest.mark.parametrize(("cpus", "count"), [(0.5, 1), (1, 1), (2, 1), (7.9, 6), (17, 16), (64, 16)])
 def test_images_are_decoded_by_all_cpus_but_one_up_to_sixteen(cpus: float, count: int) -> None:
     assert count_decoders(cpus) == count
+
+
+@pytest.mark.parametrize(("threads", "count"), [(1, 1), (7, 1), (8, 2), (60, 15), (128, 16)])
+def test_one_thread_decodes_for_four_of_a_network_on_cpus(threads: int, count: int) -> None:
+    assert count_decoders_beside(threads) == count

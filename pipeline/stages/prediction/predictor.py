@@ -24,7 +24,7 @@ from firstlight.pipeline.stages.prediction.view_batches import (
     unpack_refused,
 )
 from firstlight.pipeline.train.accelerator.cpu import set_up_cpu
-from firstlight.pipeline.usable_cpus import count_decoders, count_usable_cpus
+from firstlight.pipeline.usable_cpus import count_decoders, count_decoders_beside, count_usable_cpus
 from firstlight.tasks.device.pixel_levels import scale_pixels, send_pixels
 from firstlight.tasks.downstream.task import Task
 from firstlight.tasks.downstream.whole_images import ImageViews
@@ -110,9 +110,9 @@ def predict_items(
     else:
         assert folder is not None, "actors read the model from its folder"
         build = partial(build_packed_network, folder, threads, pool.gpus > 0)
-    # A GPU waits for images; a network on CPUs needs these itself.
+    # A GPU waits for images; a network on CPUs needs most of these itself.
     on_gpu = next(model.task.parameters()).device.type == "cuda"
-    decoding = count_decoders(count_usable_cpus()) if on_gpu else 1
+    decoding = count_decoders(count_usable_cpus()) if on_gpu else count_decoders_beside(torch.get_num_threads())
     for packed in predict_batches(batches, build, pool, PREFETCHED_BATCHES, decoding):
         yield from _unpack_answers(packed, model)
 

@@ -125,6 +125,8 @@ def test_decoding_tasks_on_cpus_stay_as_they_are(tmp_path: Path) -> None:
     assert told is None
     assert resolved.stream.tasks == "auto"
     assert (resolved.stream.count_tasks(on_ray=True), resolved.stream.count_tasks(on_ray=False)) == (2, 1)
+    assert resolved.stream.count_tasks(on_ray=False, threads=12) == 3
+    assert resolved.stream.count_tasks(on_ray=True, threads=12) == 2
 
 
 @pytest.mark.parametrize(("side", "asked", "chosen"), [(8, "auto", 300), (224, "auto", 405), (224, 400, 400)])

@@ -49,6 +49,13 @@ def test_one_worker_reads_all_ids_in_order(tmp_path: Path, digits: Store) -> Non
     assert all((batch.labels >= 0).all() for batch in batches)
 
 
+@pytest.mark.parametrize(("threads", "asked", "tasks"), [(1, "auto", 1), (12, "auto", 3), (12, 2, 2)])
+def test_decoding_threads_follow_the_threads_of_the_network(
+    tmp_path: Path, digits: Store, threads: int, asked: int | str, tasks: int
+) -> None:
+    assert make_context(tmp_path, digits, scale__threads=threads, stream__tasks=asked).options.tasks == tasks
+
+
 def test_default_views_are_the_evaluation_augmentation(tmp_path: Path, digits: Store) -> None:
     context = make_context(tmp_path, digits)
     ids = context.splits.train[:5]
