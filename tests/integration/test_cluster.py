@@ -45,8 +45,12 @@ MACHINE: dict[str, Any] = {"num_cpus": CPUS, "object_store_memory": 100 * 2**20}
 
 
 @contextlib.contextmanager
-def start_cluster() -> Iterator[Any]:
-    """A cluster with a head that has no CPU, and two machines."""
+def start_cluster(misses_machines_soon: bool) -> Iterator[Any]:
+    """A cluster with a head that has no CPU, and two machines.
+
+    `misses_machines_soon`: one that does not answer for two seconds is lost; on a busy machine, one that is there may
+    be lost, too.
+    """
     import ray
     from ray.cluster_utils import Cluster
 
@@ -55,8 +59,9 @@ def start_cluster() -> Iterator[Any]:
         # Ray's own handler lets no thread but the first add a machine.
         patch.setattr("ray._private.utils.set_sigterm_handler", lambda handler: None)
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-        patch.setenv("RAY_health_check_period_ms", "500")
-        patch.setenv("RAY_health_check_failure_threshold", "4")
+        if misses_machines_soon:
+            patch.setenv("RAY_health_check_period_ms", "500")
+            patch.setenv("RAY_health_check_failure_threshold", "4")
         # Nobody looks at the dashboard or at logs here, which take twenty seconds of a CPU.
         head = {"num_cpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args={**head, "include_log_monitor": False})
@@ -68,13 +73,13 @@ def start_cluster() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def shared_cluster(forked_ray_workers: None) -> Iterator[Any]:
     """For tests that lose no machine."""
-    with start_cluster() as cluster:
+    with start_cluster(misses_machines_soon=False) as cluster:
         yield cluster
 
 
 @pytest.fixture
 def cluster() -> Iterator[Any]:
-    with start_cluster() as cluster:
+    with start_cluster(misses_machines_soon=True) as cluster:
         yield cluster
 
 
