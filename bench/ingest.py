@@ -100,10 +100,10 @@ class IngestTraining:
     def __init__(self, root: Path, storage: Path, on_ray: bool, resident: str) -> None:
         chosen = make_ingest_recipe(root, storage, int(on_ray), resident)
         store = prepare(chosen.dataset, storage / "stores", lambda: on_ray, lambda done, total: None)
-        worker = StageContext.create(chosen, store, on_ray, torch.device("cpu"))
+        context = StageContext.create(chosen, store, on_ray, torch.device("cpu"))
         stage = chosen.stages["pretrain"]
         self.job: TrainingJob = pretrain_job.build_job(
-            worker, stage, StageInstance("pretrain", 0, "bench", storage / "job")
+            context, stage, StageInstance("pretrain", 0, "bench", storage / "job")
         )
         self.net = Encoder(chosen.network_spec, INGEST_IMAGE_SIZE).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.01)

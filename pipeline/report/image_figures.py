@@ -110,9 +110,9 @@ def draw_neighbour_rows(
     return drawing.figure
 
 
-def draw_neighbours(worker: StageContext, neighbours: Neighbours, title: str) -> Figure:
+def draw_neighbours(context: StageContext, neighbours: Neighbours, title: str) -> Figure:
     """Draws the images nearest to each query, with a red frame around those of another class."""
-    loader, labels = worker.build_loader([worker.recipe.dataset.eval_augment], 0), worker.splits.labels
+    loader, labels = context.build_loader([context.recipe.dataset.eval_augment], 0), context.splits.labels
     found = [[i for i in row if i >= 0] for _, row in neighbours]
     ids = np.unique([query for query, _ in neighbours] + [i for row in found for i in row])
     pixels = dict(zip(ids.tolist(), show_levels(loader.load_once(ids)["views"][:, 0]), strict=True))
@@ -120,5 +120,5 @@ def draw_neighbours(worker: StageContext, neighbours: Neighbours, title: str) ->
     for (query, _), row in zip(neighbours, found, strict=True):
         wrong = [min(labels[i], labels[query]) >= 0 and labels[i] != labels[query] for i in row]
         rows.append((pixels[query], [pixels[i] for i in row], wrong))
-    names = display_names(worker.store.classes[labels[query]] if labels[query] >= 0 else "" for query, _ in neighbours)
+    names = display_names(context.store.classes[labels[query]] if labels[query] >= 0 else "" for query, _ in neighbours)
     return draw_neighbour_rows(rows, names, title)

@@ -67,7 +67,7 @@ class RunReport:
     encoders that the recipe takes from MLflow, by stage.
     """
 
-    worker: StageContext
+    context: StageContext
     folder: Path
     instances: Sequence[StageInstance]
     rows: Sequence[ScoreRow]
@@ -84,7 +84,7 @@ class RunReport:
 
     @property
     def recipe(self) -> Recipe:
-        return self.worker.recipe
+        return self.context.recipe
 
     def instances_of(self, stage: str) -> list[StageInstance]:
         return [instance for instance in self.instances if instance.stage == stage]
@@ -106,7 +106,7 @@ def build_run_page(report: RunReport) -> Page:
         PageSection("Results", _result_blocks(report)),
         PageSection("Warnings and notes", _note_blocks(report)),
         PageSection("Stages", [_stage_group(report, name) for name in recipe.stages]),
-        PageSection("Data", data_blocks(recipe.dataset, report.worker.store, report.worker.splits, report.prepared)),
+        PageSection("Data", data_blocks(recipe.dataset, report.context.store, report.context.splits, report.prepared)),
         PageSection("Time", _time_blocks(report)),
         PageSection("Lineage", [_lineage_tree(report)]),
         PageSection("What was run", _run_blocks(report)),
@@ -120,8 +120,8 @@ def build_run_page(report: RunReport) -> Page:
 def _opening_blocks(report: RunReport) -> list[Block]:
     """Returns the first screen: what went wrong, the headline, the gains, and what to do next."""
     rows, recipe_file = report.rows, report.folder / RECIPE_FILE
-    chart = draw_gains(rows, len(report.worker.splits.test))
-    steps = list_next_steps(report.worker, rows, report.instances, recipe_file)
+    chart = draw_gains(rows, len(report.context.splits.test))
+    steps = list_next_steps(report.context, rows, report.instances, recipe_file)
     found = [compose_headline(report.recipe, rows), chart, steps]
     return [*error_blocks(report.error), *(block for block in found if block is not None)]
 
@@ -148,12 +148,12 @@ def _note_blocks(report: RunReport) -> list[Block]:
     left_out = [
         line
         for name in report.recipe.stages
-        for line in data_notes.describe_left_out(report.recipe, name, report.worker.splits)
+        for line in data_notes.describe_left_out(report.recipe, name, report.context.splits)
     ]
     stages = report.recipe.stages.items()
     lines = [
         *(line for name, stage in stages for line in stage_kind(stage).list_warnings(name, stage)),
-        *data_notes.describe_problems(report.recipe, report.worker.store),
+        *data_notes.describe_problems(report.recipe, report.context.store),
         *report.notes,
         *left_out,
         *collect_notes(report.instances),
@@ -242,7 +242,8 @@ def _lineage_tree(report: RunReport) -> Tree:
     ]
     given = [instance for instance in report.instances if _starts_from_given(report.recipe, instance)]
     fresh = [i for i in report.instances if i not in given and (i.encoder is None or _makes_encoder(report, i))]
-    store = Tree(f"store {report.worker.store.path.name}", describe_run(report.prepared), _list_branches(report, fresh))
+    name = report.context.store.path.name
+    store = Tree(f"store {name}", describe_run(report.prepared), _list_branches(report, fresh))
     begun = [store]
     if given:
         weights = strip_credentials(str(getattr(report.recipe.encoder, "weights", "")))

@@ -13,20 +13,20 @@ from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.visuals import describe_shown
 
 
-def add_store_figures(figure_log: FigureLog, worker: StageContext) -> None:
+def add_store_figures(figure_log: FigureLog, context: StageContext) -> None:
     """Adds all figures of the store to those of the prepare stage."""
-    store = worker.store
+    store = context.store
     figure_log.add(
         "images",
         figures.draw_store_statistics(store.images, store.quarantined),
         "sizes, modes and formats of the images",
     )
-    figure_log.add("sample", _draw_sample(worker), "training images, as the evaluation crops them")
-    for name, (figure, title) in _class_figures(store, worker).items():
+    figure_log.add("sample", _draw_sample(context), "training images, as the evaluation crops them")
+    for name, (figure, title) in _class_figures(store, context).items():
         figure_log.add(name, figure, title)
 
 
-def _class_figures(store: Store, worker: StageContext) -> dict[str, tuple[Figure, str]]:
+def _class_figures(store: Store, context: StageContext) -> dict[str, tuple[Figure, str]]:
     """Returns figures and their titles by name: counts by class, and for a store with annotations a sample of them."""
     names = list(store.splits)
     found = {}
@@ -49,20 +49,20 @@ def _class_figures(store: Store, worker: StageContext) -> dict[str, tuple[Figure
     if store.annotations:
         title = f"{store.path.name}: {', '.join(store.annotations)}"
         found["annotations"] = (
-            overlay.draw_annotated_images(store, select_evenly_spaced(worker.splits.train, 8), title),
+            overlay.draw_annotated_images(store, select_evenly_spaced(context.splits.train, 8), title),
             title,
         )
     return found
 
 
-def _draw_sample(worker: StageContext) -> Figure:
+def _draw_sample(context: StageContext) -> Figure:
     """Draws up to 32 training images, as the evaluation crops them."""
-    ids = select_evenly_spaced(worker.splits.train, 32)
-    loader = worker.build_loader([worker.recipe.dataset.eval_augment], 0)
+    ids = select_evenly_spaced(context.splits.train, 32)
+    loader = context.build_loader([context.recipe.dataset.eval_augment], 0)
     batch = loader.load_once(ids)
-    names = display_names(worker.store.classes[k] if k >= 0 else "" for k in batch["label"].tolist())
+    names = display_names(context.store.classes[k] if k >= 0 else "" for k in batch["label"].tolist())
     return image_figures.draw_captioned_images(
         list(image_figures.show_levels(batch["views"][:, 0])),
         names,
-        f"{worker.store.path.name}: training images{describe_shown(worker.store.pixels.channels)}",
+        f"{context.store.path.name}: training images{describe_shown(context.store.pixels.channels)}",
     )

@@ -98,11 +98,11 @@ class RunPublisher:
         self.stage_runs: dict[str, str] = {}
         self.parent_run: str | None = None
 
-    def set_images(self, worker: StageContext, graph: StageGraph) -> None:
+    def set_images(self, context: StageContext, graph: StageGraph) -> None:
         """Sets the images and the stage graph, which exist once the images are prepared."""
-        self.worker, self.graph, self.store = worker, graph, worker.store
+        self.context, self.graph, self.store = context, graph, context.store
         # The recipe has the colours of the images now.
-        self.recipe = self.tracking.recipe = worker.recipe
+        self.recipe = self.tracking.recipe = context.recipe
 
     # The parent run
 
@@ -143,7 +143,7 @@ class RunPublisher:
 
     # Stages
 
-    def publish_store(self, store: Store, worker: StageContext, instance: StageInstance) -> None:
+    def publish_store(self, store: Store, context: StageContext, instance: StageInstance) -> None:
         """Logs a store with the pictures of its images as the run of the stage `prepare`."""
         params = {"store": store.location, "hash": store.hash, "classes": len(store.classes)}
         params |= {"source": store.source["kind"], "root": self.recipe.dataset.root or self.recipe.dataset.list or ""}
@@ -154,7 +154,7 @@ class RunPublisher:
         self.tracking.log_results(run_id, {**counts, "quarantined": store.quarantined, **store.images["duplicates"]})
         for name in (MANIFEST_FILE, QUARANTINE_FILE, DUPLICATES_FILE, *([SUBSETS_FILE] if store.subsets else [])):
             self.tracking.client.log_artifact(run_id, str(store.path / name))
-        add_store_figures(FigureLog(self.tracking, run_id, instance.folder), worker)
+        add_store_figures(FigureLog(self.tracking, run_id, instance.folder), context)
         self.tracking.finish_run(run_id)
         write_json(instance.folder / PUBLISHED_FILE, {"run_id": run_id})
 
@@ -186,7 +186,7 @@ class RunPublisher:
         # The rows that MLflow does not have come first. A part of the last row may be there, so it is logged again.
         for file in stage_kind(stage).metrics_files(stage, instance):
             self.tracking.log_missing_metrics(run_id, read_metrics(file.path), file.prefix)
-        find_publisher(stage.kind).publish(self.tracking, run_id, self.worker, stage, instance)
+        find_publisher(stage.kind).publish(self.tracking, run_id, self.context, stage, instance)
         attempts = read_attempts(instance.folder)
         if attempts is not None:
             # A run that was resumed also spans the time in between, which is not its work.
@@ -251,7 +251,7 @@ class RunPublisher:
         for instance in described:
             stage = self.recipe.stages[instance.stage]
             publisher, siblings = find_publisher(stage.kind), self._find_scored(instance)
-            text = publisher.write_card(self.worker, instance, siblings, rows, self._describe_lineage(instance))
+            text = publisher.write_card(self.context, instance, siblings, rows, self._describe_lineage(instance))
             if text is None:
                 continue
             file = instance.folder / publisher.card_folder / CARD_FILE

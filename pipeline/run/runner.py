@@ -131,7 +131,7 @@ def prepare_store(recipe: Recipe, session: RaySession, console: Console, parent:
     """
     runner = RecipeRunner(recipe, session, console, parent)
     runner.prepare()
-    return runner.worker.store
+    return runner.context.store
 
 
 class RecipeRunner:
@@ -162,7 +162,7 @@ class RecipeRunner:
     @property
     def run_id(self) -> str | None:
         """The MLflow run of the recipe on the images that were prepared, None if nothing was published of it."""
-        return self.publisher.known_parent(self.worker.store)
+        return self.publisher.known_parent(self.context.store)
 
     def run(self, only: str | None) -> list[ScoreRow]:
         """Runs all stages, or those of the kind `only`, and publishes the table, the model cards and the report."""
@@ -220,8 +220,8 @@ class RecipeRunner:
         self._start_others()
         self._print_notes(self._describe_seen_images(store))
         if is_new:
-            self._print_lines([f"images: {self.worker.splits.describe_counts(bool(store.splits.get('val')))}"])
-            publish = partial(self.publisher.publish_store, store, self.worker, instance)
+            self._print_lines([f"images: {self.context.splits.describe_counts(bool(store.splits.get('val')))}"])
+            publish = partial(self.publisher.publish_store, store, self.context, instance)
             self.publisher.outbox.put("prepare", publish)
 
     def _prepare_store(self) -> RecipeStore:
@@ -255,11 +255,11 @@ class RecipeRunner:
         self._fill_colours(store)
         segment = self.parent.segment if self.parent else None
         self.graph = StageGraph(self.recipe, self.folder, store.hash, self.references, segment)
-        self.worker = StageContext.create(self.recipe, store, on_ray=False)
-        self.publisher.set_images(self.worker, self.graph)
-        check_images(self.recipe, self.worker.splits)
-        check_companion_images(self.recipe, self.references.companions, store.hash, self.worker.splits)
-        estimate = memory.check_memory(self.recipe, store, len(self.worker.splits.train))
+        self.context = StageContext.create(self.recipe, store, on_ray=False)
+        self.publisher.set_images(self.context, self.graph)
+        check_images(self.recipe, self.context.splits)
+        check_companion_images(self.recipe, self.references.companions, store.hash, self.context.splits)
+        estimate = memory.check_memory(self.recipe, store, len(self.context.splits.train))
         if is_verbose():
             self.console.print(f"memory, estimated: {estimate}", highlight=False, soft_wrap=True)
 
@@ -267,7 +267,7 @@ class RecipeRunner:
         """Starts the processes that share the seeds of a long recipe whose first stage is not finished."""
         if self.others is None or self.others.most == 0 or not self.asked:
             return
-        if not is_long(self.recipe, self.worker.splits):
+        if not is_long(self.recipe, self.context.splits):
             return
         if any(self.graph.find_instance(self.asked[0], seed).result is None for seed in self.recipe.seeds):
             self.others.start()
@@ -329,21 +329,21 @@ class RecipeRunner:
                 log = partial(self.publisher.log_rows, instance, file.prefix)
                 logged = self.publisher.find_last_step(instance, file.prefix)
                 followed.append(FollowedFile(file.path, file.label, log, logged=logged, instance=instance))
-        self._print_notes(data_notes.describe_left_out(self.recipe, name, self.worker.splits))
+        self._print_notes(data_notes.describe_left_out(self.recipe, name, self.context.splits))
         if isinstance(stage, TrainingOptions):
             self._print_notes(
-                budget.explain_streaming(self.recipe.stream, self.worker.store, len(self.worker.splits.train))
+                budget.explain_streaming(self.recipe.stream, self.context.store, len(self.context.splits.train))
             )
         on_ray = self.session.start() if kind.runs_on != "driver" else False
         with ProgressFollower(self.console, name, followed, self.parent.listener if self.parent else None):
             if kind.runs_on == "workers":
-                launch_instances(self.recipe, self.worker.store, instances, self.others)
+                launch_instances(self.recipe, self.context.store, instances, self.others)
                 return
             upload_inputs(self.recipe, instances)
-            worker = StageContext.create(fix_threads(self.recipe, name), self.worker.store, on_ray)
+            context = StageContext.create(fix_threads(self.recipe, name), self.context.store, on_ray)
             for instance in instances:
-                with record_attempt(instance.folder, worker.device):
-                    kind.run(worker, stage, instance)
+                with record_attempt(instance.folder, context.device):
+                    kind.run(context, stage, instance)
 
     def _known_instances(self) -> list[StageInstance]:
         """Returns the instances that this command or an earlier one has begun."""
@@ -353,16 +353,16 @@ class RecipeRunner:
         """Writes the report of the recipe, from the results of this and earlier commands. Returns its file."""
         known = self._known_instances()
         ran = run_report.RunReport(
-            self.worker,
+            self.context,
             self.folder,
             known,
             score_rows(self.recipe, known),
             {name: reference for name, (reference, _) in self.references.encoders.items()},
-            self.publisher.known_parent(self.worker.store),
-            self._prepare_instance(self.worker.store).folder,
+            self.publisher.known_parent(self.context.store),
+            self._prepare_instance(self.context.store).folder,
             self.publisher.tracking.uri,
             None if error is None else describe_error(error),
-            tuple(self._describe_seen_images(self.worker.store)),
+            tuple(self._describe_seen_images(self.context.store)),
         )
         return run_report.write_run_report(ran)
 

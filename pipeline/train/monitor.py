@@ -28,18 +28,18 @@ class FeatureMonitor:
 
     def __init__(
         self,
-        worker: StageContext,
+        context: StageContext,
         stage: TrainingOptions,
         watch: FeatureMonitorOptions,
         job: TrainingJob,
         method: Method,
     ) -> None:
-        self.context, self.stage, self.options, self.job, self.method = worker, stage, watch, job, method
+        self.context, self.stage, self.options, self.job, self.method = context, stage, watch, job, method
         self.warned = False
-        splits = worker.splits
+        splits = context.splits
         labelled = splits.train[splits.labels[splits.train] >= 0]
         self.held_out, self.bank = self._draw_ids(splits.val), self._draw_ids(labelled)
-        self.augment = worker.list_view_augments(stage)
+        self.augment = context.list_view_augments(stage)
 
     def is_due(self, step: int) -> bool:
         """Returns True if the features are evaluated after `step` steps."""

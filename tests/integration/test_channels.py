@@ -87,8 +87,8 @@ def test_the_census_has_every_channel_and_names_what_it_refuses(bands: Store, fo
 
 
 def test_the_network_gets_the_values_of_the_file(bands: Store, folder: Path, tmp_path: Path) -> None:
-    worker = StageContext.create(band_recipe(tmp_path, folder, dataset__image_size=32), bands, on_ray=False)
-    loader = worker.build_loader([worker.recipe.dataset.eval_augment], 0)
+    context = StageContext.create(band_recipe(tmp_path, folder, dataset__image_size=32), bands, on_ray=False)
+    loader = context.build_loader([context.recipe.dataset.eval_augment], 0)
     ids = bands.ids("train")[:6]
     views = to_batch(loader.load_once(ids), CPU).views[0]
     paths = bands.read_paths(ids)
@@ -126,11 +126,11 @@ def test_resident_streamed_and_augmented_on_the_device_are_one_training(
 
 
 def train_recipe(folder: Path, store: Store, recipe: Recipe, stop: int | None = None) -> str:
-    worker = StageContext.create(recipe, store, on_ray=False)
-    stage = worker.recipe.stages["pretrain"]
+    context = StageContext.create(recipe, store, on_ray=False)
+    stage = context.recipe.stages["pretrain"]
     instance = StageInstance("pretrain", 3, "f", folder / "job")
-    job = pretrain_job.build_job(worker, stage, instance)  # type: ignore[arg-type]
-    return fit_until(stop, job, pretrain_job.build_seeded_method(worker, stage, job))[0]  # type: ignore[arg-type]
+    job = pretrain_job.build_job(context, stage, instance)  # type: ignore[arg-type]
+    return fit_until(stop, job, pretrain_job.build_seeded_method(context, stage, job))[0]  # type: ignore[arg-type]
 
 
 def test_a_resumed_training_has_the_same_bits(bands: Store, folder: Path, tmp_path: Path) -> None:

@@ -133,8 +133,8 @@ def train_while(happen: Callable[[], None], recipe: Recipe, store: Store, job: P
 def assert_whole_batches(recipe: Recipe, store: Store, job: Path) -> None:
     """Compares every global batch with that of a training in which nothing happens."""
     stage: Any = recipe.stages["pretrain"]
-    worker = StageContext.create(recipe, store, on_ray=False)
-    its = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 0, "f", job)).plan
+    context = StageContext.create(recipe, store, on_ray=False)
+    its = pretrain_job.build_job(context, stage, StageInstance("pretrain", 0, "f", job)).plan
     assert_planned(read_steps(job), its, EPOCHS * its.steps)
 
 

@@ -116,13 +116,13 @@ def training(folder: str, store: str, name: str, resident: str, stop: int | None
 
     failures.fault_hook = stop_training
     try:
-        worker = StageContext.create(
+        context = StageContext.create(
             recipes.recipe(Path(folder), stream__resident=resident, **RECIPES[name]),
             Store.open(Path(store)),
             on_ray=False,
         )
         instance = StageInstance("pretrain", 0, "f", Path(folder) / "job")
-        run_traced(worker, worker.recipe.stages["pretrain"], instance, TracedLearner)
+        run_traced(context, context.recipe.stages["pretrain"], instance, TracedLearner)
     except Stopped:
         pass
     finally:
@@ -131,9 +131,9 @@ def training(folder: str, store: str, name: str, resident: str, stop: int | None
 
 def the_plan(folder: Path, store: Store, name: str) -> tuple[TrainingPlan, int]:
     """Returns the plan of the training of a recipe, and the number of its steps."""
-    worker = StageContext.create(recipes.recipe(folder, **RECIPES[name]), store, on_ray=False)
-    stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 0, "f", folder / "job"))
+    context = StageContext.create(recipes.recipe(folder, **RECIPES[name]), store, on_ray=False)
+    stage: Any = context.recipe.stages["pretrain"]
+    job = pretrain_job.build_job(context, stage, StageInstance("pretrain", 0, "f", folder / "job"))
     return job.plan, job.total_steps
 
 

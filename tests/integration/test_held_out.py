@@ -23,30 +23,30 @@ DAE = {"name": "dae", "corruption": "small_blocks", "norm": "batch"}
 
 
 def pretrained(folder: Path, store: Store, **keys: Any) -> tuple[StageContext, dict[str, Any]]:
-    worker = StageContext.create(
+    context = StageContext.create(
         recipes.recipe(folder, encoder__norm="batch", **{f"stages__pretrain__{k}": v for k, v in keys.items()}),
         store,
         on_ray=False,
     )
-    stage: Any = worker.recipe.stages["pretrain"]
-    pretrain.PretrainStage().run(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
-    return worker, json.loads((folder / "job" / RESULT_FILE).read_text())
+    stage: Any = context.recipe.stages["pretrain"]
+    pretrain.PretrainStage().run(context, stage, StageInstance("pretrain", 3, "f", folder / "job"))
+    return context, json.loads((folder / "job" / RESULT_FILE).read_text())
 
 
 def test_psnr_is_of_the_held_out_images_one_by_one_in_evaluation_mode(tmp_path: Path, digits: Store) -> None:
-    worker, result = pretrained(tmp_path, digits, method=DAE, batch_size=20, optimizer={"name": "Adam", "lr": 0.01})
+    context, result = pretrained(tmp_path, digits, method=DAE, batch_size=20, optimizer={"name": "Adam", "lr": 0.01})
     encoder = load_encoder(tmp_path / "job" / "encoder", 8)
     method = DenoisingAutoEncoder(encoder, TrainingInfo(120, 2, 3), corruption="small_blocks").eval()
     method.decoder.load_state_dict(load_decoder(tmp_path / "job" / "decoder").state_dict())
     found = []
-    for batch in worker.iterate_batches(worker.splits.val, 5):
+    for batch in context.iterate_batches(context.splits.val, 5):
         for k in range(len(batch.ids)):
             one: Batch = batch.select_range(k, k + 1)
             with torch.no_grad():
                 (reconstructed,) = method.embed(one)
             clean = undo_normalisation(encoder.input, encoder.input(one.views[0])).double()
             found.append(references.dae_psnr(clean, undo_normalisation(encoder.input, reconstructed).double()))
-    assert len(found) == len(worker.splits.val) > 5
+    assert len(found) == len(context.splits.val) > 5
     assert result["held_out"]["psnr"] == pytest.approx(sum(found) / len(found), rel=1e-5)
 
 

@@ -39,12 +39,12 @@ def run_finetune(storage: Path, **changes: Any) -> tuple[Recipe, Path, dict[str,
     run_recipe(recipe, QUIET)
     (folder,) = (storage / recipe.name).glob("finetune-seed0-*")
     (store,) = (storage / "stores").glob("*/")
-    worker = StageContext.create(recipe, Store.open(store), on_ray=False)
+    context = StageContext.create(recipe, Store.open(store), on_ray=False)
     told, stage = FinetuneStage().read_score, recipe.stages["finetune"]
     assert isinstance(stage, Finetune)
     instance = StageInstance("finetune", 0, "f", folder)
     scores = {m.name: told(stage, m, "scratch", "test", instance) for m in stage.measures}
-    return recipe, folder / "model", scores, worker
+    return recipe, folder / "model", scores, context
 
 
 @pytest.mark.parametrize(
@@ -58,11 +58,11 @@ def run_finetune(storage: Path, **changes: Any) -> tuple[Recipe, Path, dict[str,
     ids=["one view", "ten crops", "random crops", "random view"],
 )
 def test_predicted_classes_of_test_images_are_those_that_were_scored(tmp_path: Path, views: dict[str, Any]) -> None:
-    recipe, folder, scores, worker = run_finetune(tmp_path, **views)
-    model, ids = read_model(folder), worker.splits.test
-    found = [item.answer for item in predict_items(StoreImages(worker.store, ids), model, batch_size=len(ids))]
+    recipe, folder, scores, context = run_finetune(tmp_path, **views)
+    model, ids = read_model(folder), context.splits.test
+    found = [item.answer for item in predict_items(StoreImages(context.store, ids), model, batch_size=len(ids))]
     stage: Any = recipe.stages["finetune"]
-    (batch,) = worker.iterate_batches(ids, len(ids), list_scored_views(worker, stage))
+    (batch,) = context.iterate_batches(ids, len(ids), list_scored_views(context, stage))
     task: Any = model.task
     with torch.inference_mode():
         expected = task.mean_logits(batch).softmax(1).numpy()
@@ -70,7 +70,7 @@ def test_predicted_classes_of_test_images_are_those_that_were_scored(tmp_path: P
         assert isinstance(answer, ImageClasses)
         assert np.array_equal(answer.probabilities, row)
     predicted = np.array([one.probabilities.argmax() for one in found if isinstance(one, ImageClasses)])
-    assert scores["accuracy"] == pytest.approx(float((predicted == worker.splits.labels[ids]).mean()))
+    assert scores["accuracy"] == pytest.approx(float((predicted == context.splits.labels[ids]).mean()))
 
 
 def write_scenes(root: Path) -> Path:
@@ -96,7 +96,7 @@ def write_scenes(root: Path) -> Path:
 
 def test_masks_of_test_images_are_those_that_were_scored_on_whole_images(tmp_path: Path) -> None:
     root = write_scenes(tmp_path / "scenes")
-    _, folder, scores, worker = run_finetune(
+    _, folder, scores, context = run_finetune(
         tmp_path / "runs",
         dataset__name="scenes",
         dataset__source="voc",
@@ -115,10 +115,10 @@ def test_masks_of_test_images_are_those_that_were_scored_on_whole_images(tmp_pat
         stages__finetune__optimizer={"name": "Adam", "lr": 0.01},
         stages__finetune__epochs=6,
     )
-    ids = worker.splits.test
+    ids = context.splits.test
     counts = torch.zeros(3, 3, dtype=torch.int64)
     for image, item in zip(
-        ids.tolist(), predict_items(StoreImages(worker.store, ids), read_model(folder)), strict=True
+        ids.tolist(), predict_items(StoreImages(context.store, ids), read_model(folder)), strict=True
     ):
         truth = np.asarray(Image.open(root / f"SegmentationClass/{image:06d}.png"))
         assert isinstance(item.answer, ImageMask)

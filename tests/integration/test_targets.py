@@ -126,8 +126,8 @@ def test_loader_returns_the_annotations_of_the_store(tmp_path: Path, root: Path)
     for task, kind in ((DETECT, "boxes"), (MULTILABEL, "present"), (SEGMENT, "mask")):
         built = recipe(tmp_path, root, task)
         store = prepare(built.dataset, tmp_path / "stores", lambda: False, lambda done, total: None)
-        worker = StageContext.create(built, store, on_ray=False)
-        loader = worker.build_loader([built.dataset.eval_augment], 0, kind)  # type: ignore[arg-type]
+        context = StageContext.create(built, store, on_ray=False)
+        loader = context.build_loader([built.dataset.eval_augment], 0, kind)  # type: ignore[arg-type]
         ids = np.array([5, 33, 0])
         found, known = loader.load(ids, np.zeros_like(ids), loader.read_encoded(ids)), store.read_annotations(ids)
         for row, annotation in enumerate(known):
@@ -150,8 +150,8 @@ def test_masks_are_cropped_and_flipped_with_their_images(root: Path, tmp_path: P
         tmp_path, root, SEGMENT, dataset__train_augment=[{"op": "random_resized_crop"}, {"op": "horizontal_flip"}]
     )
     store = prepare(built.dataset, tmp_path / "stores", lambda: False, lambda done, total: None)
-    worker = StageContext.create(built, store, on_ray=False)
-    batch = next(iter(worker.iterate_batches(worker.splits.train, 24, [built.dataset.train_augment], "mask")))
+    context = StageContext.create(built, store, on_ray=False)
+    batch = next(iter(context.iterate_batches(context.splits.train, 24, [built.dataset.train_augment], "mask")))
     image, mask = batch.views[0], batch.targets["mask"]
     assert mask.shape == (24, 26, 26)
     bright = image.mean(1) > 0.9  # well inside of a bright rectangle
@@ -302,11 +302,11 @@ def test_random_test_crops_use_the_training_augmentation(tmp_path: Path, root: P
         dataset__train_augment=augment,
     )
     store = prepare(built.dataset, tmp_path / "stores", lambda: False, lambda done, total: None)
-    worker, stage = StageContext.create(built, store, on_ray=False), built.stages["finetune"]
+    context, stage = StageContext.create(built, store, on_ray=False), built.stages["finetune"]
     assert isinstance(stage, Finetune)
-    views = list_scored_views(worker, stage)
+    views = list_scored_views(context, stage)
     assert views == [built.dataset.train_augment] * 10
-    (first,), (again,) = (list(worker.iterate_batches(worker.splits.test, 8, views, "present")) for _ in range(2))
+    (first,), (again,) = (list(context.iterate_batches(context.splits.test, 8, views, "present")) for _ in range(2))
     assert len({view.numpy().tobytes() for view in first.views}) == 10
     assert all(torch.equal(a, b) for a, b in zip(first.views, again.views, strict=True))
     (row,) = run_recipe(built, QUIET).rows

@@ -98,13 +98,13 @@ def test_every_labelled_pixel_of_an_image_counts_once(
     given = {f"stages__finetune__{key}": value for key, value in side.items()}
     built = large_recipe(tmp_path, root, 225, **given)
     store = prepare(built.dataset, tmp_path / "stores", lambda: False, lambda done, total: None)
-    worker, stage = StageContext.create(built, store, on_ray=False), built.stages["finetune"]
-    views = list_scored_views(worker, stage)  # type: ignore[arg-type]
+    context, stage = StageContext.create(built, store, on_ray=False), built.stages["finetune"]
+    views = list_scored_views(context, stage)  # type: ignore[arg-type]
     task = Segmentation(Encoder(built.network_spec, 225), 3, norm="group").eval()
     monkeypatch.setattr(task, "compute_logits", tell_by_level)
-    counts = [task.observe(batch)[0] for batch in worker.iterate_batches(worker.splits.test, 3, views, "mask", True)]
+    counts = [task.observe(batch)[0] for batch in context.iterate_batches(context.splits.test, 3, views, "mask", True)]
     found = torch.cat(counts)
-    for image, own in zip(worker.splits.test.tolist(), found, strict=True):
+    for image, own in zip(context.splits.test.tolist(), found, strict=True):
         mask = read_mask(root, image)
         known = np.bincount(mask[mask != VOID_CLASS], minlength=3)
         assert own.sum(1).tolist() == known.tolist(), "rows are true classes: each pixel is in one cell"
@@ -137,8 +137,8 @@ def test_default_scores_the_view(tmp_path: Path, root: Path) -> None:
     built = large_recipe(tmp_path, root, 26, stages__finetune__scored_pixels="view")
     stage: Any = built.stages["finetune"]
     store = prepare(built.dataset, tmp_path / "stores", lambda: False, lambda done, total: None)
-    worker = StageContext.create(built, store, on_ray=False)
-    assert list_scored_views(worker, stage) == [built.dataset.eval_augment]
+    context = StageContext.create(built, store, on_ray=False)
+    assert list_scored_views(context, stage) == [built.dataset.eval_augment]
 
 
 def test_task_without_masks_is_refused(tmp_path: Path, root: Path) -> None:

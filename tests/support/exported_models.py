@@ -47,9 +47,9 @@ def export_encoder(
     save_encoder(made, storage / "encoder", {"method": {"name": "nat", "dim": 8}, "store": digits.hash, "seed": 0})
     instance = StageInstance("export", 0, "f", storage / "export-seed0-f", storage / "encoder")
     instance.folder.mkdir(parents=True)
-    worker = StageContext.create(recipe, digits, on_ray=False)
-    ExportStage().run(worker, recipe.stages["export"], instance)  # type: ignore[arg-type]
-    return instance, worker, made.eval()
+    context = StageContext.create(recipe, digits, on_ray=False)
+    ExportStage().run(context, recipe.stages["export"], instance)  # type: ignore[arg-type]
+    return instance, context, made.eval()
 
 
 def export_model(
@@ -61,9 +61,9 @@ def export_model(
     recipe = parse_recipe({**raw, "stages": {"export": section}})
     instance = StageInstance("export", 0, "f", storage / "export-seed0-f", model)
     instance.folder.mkdir(parents=True, exist_ok=True)
-    worker = StageContext.create(recipe, store, on_ray=False)
-    ExportStage().run(worker, recipe.stages["export"], instance)  # type: ignore[arg-type]
-    return worker, instance
+    context = StageContext.create(recipe, store, on_ray=False)
+    ExportStage().run(context, recipe.stages["export"], instance)  # type: ignore[arg-type]
+    return context, instance
 
 
 def write_export(folder: Path, files: dict[str, bytes] | None = None) -> Path:

@@ -43,11 +43,11 @@ def start_arm(
     recipe = recipes.recipe(folder, **changes)
     stage = recipe.stages["finetune"]
     assert isinstance(stage, Finetune)
-    worker = StageContext.create(recipe, store, on_ray=False)
+    context = StageContext.create(recipe, store, on_ray=False)
     encoder = folder / "encoder"
     if not encoder.exists():
         save_seen_encoder(folder, recipe.network_spec)
     start = {"given" if arm == "given" else "encoder": encoder}
     instance = StageInstance("finetune", 3, "f", folder / "job", **start)
     instance.folder.mkdir(parents=True, exist_ok=True)
-    return worker, stage, instance, build_arm_task(worker, stage, instance, arm)
+    return context, stage, instance, build_arm_task(context, stage, instance, arm)

@@ -57,10 +57,10 @@ def find_copy(folder: Path, step: int) -> Path:
 
 def build_training(folder: Path, store: Store, **changes: Any) -> tuple[TrainingJob, Learner]:
     """Returns the pretraining of the small recipe."""
-    worker = StageContext.create(recipes.recipe(folder, **changes), store, on_ray=False)
-    stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
-    return job, pretrain_job.build_seeded_method(worker, stage, job)
+    context = StageContext.create(recipes.recipe(folder, **changes), store, on_ray=False)
+    stage: Any = context.recipe.stages["pretrain"]
+    job = pretrain_job.build_job(context, stage, StageInstance("pretrain", 3, "f", folder / "job"))
+    return job, pretrain_job.build_seeded_method(context, stage, job)
 
 
 def fit_until(stop: int | None, job: TrainingJob, learner: Learner) -> tuple[str, dict[str, Tensor]]:

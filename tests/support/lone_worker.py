@@ -34,5 +34,5 @@ def run_attempt(payload: dict[str, Any], timeout_s: float) -> None:
         run_instances(payload, on_ray=True, device=torch.device("cpu"))
 
 
-def _run_without_ray_data(kind: PretrainStage, worker: StageContext, stage: Any, instance: StageInstance) -> None:
-    run_stage(kind, StageContext.create(worker.recipe, worker.store, on_ray=False), stage, instance)
+def _run_without_ray_data(kind: PretrainStage, context: StageContext, stage: Any, instance: StageInstance) -> None:
+    run_stage(kind, StageContext.create(context.recipe, context.store, on_ray=False), stage, instance)

@@ -64,9 +64,9 @@ class SlowTracedLearner(TracedLearner):
         super().end_step()
 
 
-def run_traced(worker: StageContext, stage: Any, instance: StageInstance, learner: type[TracedLearner]) -> None:
+def run_traced(context: StageContext, stage: Any, instance: StageInstance, learner: type[TracedLearner]) -> None:
     """Runs a pretrain stage with `learner` in the place of its method."""
-    job = pretrain_job.build_job(worker, stage, instance)
+    job = pretrain_job.build_job(context, stage, instance)
     fit(job, learner(job))
 
 
@@ -85,8 +85,8 @@ def _train_slowly(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train_on_worker(config: dict[str, Any], learner: type[TracedLearner]) -> dict[str, Any]:
-    def run(kind: Any, worker: StageContext, stage: Any, instance: StageInstance) -> None:
-        run_traced(worker, stage, instance, learner)
+    def run(kind: Any, context: StageContext, stage: Any, instance: StageInstance) -> None:
+        run_traced(context, stage, instance, learner)
 
     with mock.patch.object(pretrain.PretrainStage, "run", run):
         return launch._train_function(config)

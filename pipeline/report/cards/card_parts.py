@@ -67,13 +67,13 @@ def describe_lineage(lineage: Mapping[str, str]) -> str:
     return "## Lineage\n\n" + format_table(("part", "MLflow"), lines)
 
 
-def describe_data(store: Store, worker: StageContext, made: Mapping[str, Any], what: str = "encoder") -> str:
+def describe_data(store: Store, context: StageContext, made: Mapping[str, Any], what: str = "encoder") -> str:
     """Returns the section about the images. `made`: how the network was made, with the hash of its `store`."""
-    splits = worker.splits
-    kind = store.source.get("kind", worker.recipe.dataset.source)
+    splits = context.splits
+    kind = store.source.get("kind", context.recipe.dataset.source)
     held_out = "" if store.splits.get("val") else " of these"
     lines = [
-        ("data set", f"{format_code(worker.recipe.dataset.name)} (source: {kind})"),
+        ("data set", f"{format_code(context.recipe.dataset.name)} (source: {kind})"),
         (
             "images",
             f"{len(splits.train):,} to train on, {len(splits.val):,} held out{held_out}, "

@@ -48,7 +48,7 @@ MAX_CARD_CLASSES = 1000
 
 
 def write_model_card(
-    worker: StageContext,
+    context: StageContext,
     instance: StageInstance,
     siblings: Sequence[StageInstance],
     rows: Sequence[ScoreRow],
@@ -60,11 +60,11 @@ def write_model_card(
     by role.
     """
     folder = instance.folder / MODEL_FOLDER
-    return write_card_file(folder, render_model_card(worker, folder, instance, siblings, rows, lineage))
+    return write_card_file(folder, render_model_card(context, folder, instance, siblings, rows, lineage))
 
 
 def write_exported_card(
-    worker: StageContext,
+    context: StageContext,
     instance: StageInstance,
     siblings: Sequence[StageInstance],
     rows: Sequence[ScoreRow],
@@ -72,12 +72,12 @@ def write_exported_card(
 ) -> str | None:
     """Writes `export/card.md` of an exported model, as `write_model_card`, with code for every format."""
     assert instance.encoder is not None
-    text = render_model_card(worker, instance.encoder, instance, siblings, rows, lineage, instance.result)
+    text = render_model_card(context, instance.encoder, instance, siblings, rows, lineage, instance.result)
     return write_card_file(instance.folder / EXPORT_FOLDER, text)
 
 
 def render_model_card(
-    worker: StageContext,
+    context: StageContext,
     folder: Path,
     instance: StageInstance,
     siblings: Sequence[StageInstance],
@@ -89,7 +89,7 @@ def render_model_card(
 
     `exported`: the result of the export whose formats the card tells of; None for the model itself.
     """
-    recipe, (description, preprocessing) = worker.recipe, read_model_description(folder)
+    recipe, (description, preprocessing) = context.recipe, read_model_description(folder)
     spec, task = read_encoder_spec(folder), description["task"]["name"]
     origin = trace_weights(recipe, instance.stage, folder)
     own = [row for row in rows if row.arm == description.get("arm")]
@@ -102,7 +102,7 @@ def render_model_card(
             _describe_model(description, spec, preprocessing),
             _describe_preprocessing(preprocessing),
             _describe_fine_tuning(description),
-            describe_data(worker.store, worker, description, "model"),
+            describe_data(context.store, context, description, "model"),
             describe_seed_scores(recipe, instance, siblings, own, "model"),
             _describe_use() if exported is None else _describe_formats(exported, task, preprocessing, spec),
             describe_lineage(lineage),

@@ -53,7 +53,7 @@ FORMAT_NAMES = {
 
 
 def write_card(
-    worker: StageContext,
+    context: StageContext,
     instance: StageInstance,
     siblings: Sequence[StageInstance],
     rows: Sequence[ScoreRow],
@@ -64,11 +64,11 @@ def write_card(
     `siblings`: the instances that score encoders of the same stage. `rows`: the table of the recipe. `lineage`: MLflow
     runs and references, by role.
     """
-    return write_card_file(instance.folder / EXPORT_FOLDER, render_card(worker, instance, siblings, rows, lineage))
+    return write_card_file(instance.folder / EXPORT_FOLDER, render_card(context, instance, siblings, rows, lineage))
 
 
 def render_card(
-    worker: StageContext,
+    context: StageContext,
     instance: StageInstance,
     siblings: Sequence[StageInstance],
     rows: Sequence[ScoreRow],
@@ -76,7 +76,7 @@ def render_card(
 ) -> str:
     """Returns the card as Markdown with the front matter of Hugging Face. It contains no path of this machine."""
     assert instance.encoder is not None
-    recipe, result, made = worker.recipe, instance.result, read_encoder_origin(instance.encoder)
+    recipe, result, made = context.recipe, instance.result, read_encoder_origin(instance.encoder)
     assert result is not None
     origin = trace_weights(recipe, instance.stage, instance.encoder)
     learned = ["self-supervised"] if "method" in made else []
@@ -89,7 +89,7 @@ def render_card(
             recipe.description,
             _describe_encoder(recipe, result),
             _describe_training(recipe, instance, made),
-            describe_data(worker.store, worker, made),
+            describe_data(context.store, context, made),
             describe_seed_scores(recipe, instance, siblings, _select_rows(recipe, instance, rows)),
             _describe_loading(recipe, result),
             describe_lineage(lineage),

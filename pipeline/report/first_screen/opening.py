@@ -43,10 +43,10 @@ def draw_gains(rows: Sequence[ScoreRow], num_test: int) -> GainChart | None:
 
 
 def list_next_steps(
-    worker: StageContext, rows: Sequence[ScoreRow], instances: Sequence[StageInstance], recipe_file: Path
+    context: StageContext, rows: Sequence[ScoreRow], instances: Sequence[StageInstance], recipe_file: Path
 ) -> NextSteps | None:
     """Returns what to do next, None if nothing follows from what was measured."""
-    recipe, splits = worker.recipe, worker.splits
+    recipe, splits = context.recipe, context.splits
     finished = [instance for instance in instances if instance.result is not None]
     first = _find_first_encoders(recipe, finished)
     run = MeasuredRun(
@@ -57,7 +57,7 @@ def list_next_steps(
         num_wanted=len(recipe.stages) * len(recipe.seeds),
         num_train=len(splits.train),
         num_test=len(splits.test),
-        has_labels=bool(worker.store.classes),
+        has_labels=bool(context.store.classes),
         encoders={stage: instance.folder / "encoder" for stage, instance in first.items()},
         run_ids={stage: run_id for stage, one in first.items() if (run_id := read_run_id(one.folder))},
         collapsed=_list_collapsed(finished),

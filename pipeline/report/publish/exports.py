@@ -32,7 +32,7 @@ class EmbedPublisher(StagePublisher[Embed]):
     """Publishes the manifest and a map of the embeddings, and the embeddings if they are small."""
 
     def publish(
-        self, tracking: TrackingClient, run_id: str, worker: StageContext, stage: Embed, instance: StageInstance
+        self, tracking: TrackingClient, run_id: str, context: StageContext, stage: Embed, instance: StageInstance
     ) -> None:
         folder = instance.folder / EMBEDDINGS_FOLDER
         manifest, entries = read_embeddings_manifest(folder)
@@ -46,8 +46,8 @@ class EmbedPublisher(StagePublisher[Embed]):
                 tracking.client.log_artifact(run_id, str(folder / entry.file), EMBEDDINGS_FOLDER)
         split = next((name for name in ("val", "test", "train") if manifest["counts"].get(name)), None)
         if split:
-            maps, labels, caption = _project_embeddings(worker, stage, folder, split)
-            figure = figures.draw_embedding_map(maps, labels, worker.store.classes)
+            maps, labels, caption = _project_embeddings(context, stage, folder, split)
+            figure = figures.draw_embedding_map(maps, labels, context.store.classes)
             FigureLog(tracking, run_id, instance.folder).add("map", figure, caption)
 
 
@@ -58,7 +58,7 @@ class ExportPublisher(StagePublisher[Export]):
 
     def write_card(
         self,
-        worker: StageContext,
+        context: StageContext,
         instance: StageInstance,
         siblings: Sequence[StageInstance],
         rows: Sequence[ScoreRow],
@@ -67,10 +67,10 @@ class ExportPublisher(StagePublisher[Export]):
         write = write_card
         if (instance.result or {}).get("what") == "model":
             write = write_exported_card
-        return write(worker, instance, siblings, rows, lineage)
+        return write(context, instance, siblings, rows, lineage)
 
     def publish(
-        self, tracking: TrackingClient, run_id: str, worker: StageContext, stage: Export, instance: StageInstance
+        self, tracking: TrackingClient, run_id: str, context: StageContext, stage: Export, instance: StageInstance
     ) -> None:
         result = instance.result
         assert result is not None
@@ -83,14 +83,14 @@ class ExportPublisher(StagePublisher[Export]):
 
 
 def _project_embeddings(
-    worker: StageContext, stage: Embed, folder: Path, split: str
+    context: StageContext, stage: Embed, folder: Path, split: str
 ) -> tuple[dict[str, PlaneMap], np.ndarray, str]:
     """Returns embeddings of a split on a plane, by title, with their labels and a caption.
 
     The map has NUM_MAP_POINTS images, drawn from all, or from those of the classes `map_classes`.
     """
     ids, embeddings = open_embeddings(folder, split)
-    labels, classes = worker.splits.labels[ids], worker.store.classes
+    labels, classes = context.splits.labels[ids], context.store.classes
     candidates = np.arange(len(ids))
     if stage.map_classes:
         candidates = np.flatnonzero(np.isin(labels, [classes.index(name) for name in stage.map_classes]))

@@ -25,19 +25,19 @@ class EvaluatePublisher(StagePublisher[Evaluate]):
     """Publishes scores, feature metrics, confusion matrices and a map of the features."""
 
     def publish(
-        self, tracking: TrackingClient, run_id: str, worker: StageContext, stage: Evaluate, instance: StageInstance
+        self, tracking: TrackingClient, run_id: str, context: StageContext, stage: Evaluate, instance: StageInstance
     ) -> None:
         result = instance.result
         assert result is not None
         figure_log = FigureLog(tracking, run_id, instance.folder)
-        _add_feature_map(figure_log, worker, stage, instance)
+        _add_feature_map(figure_log, context, stage, instance)
         for arm in stage.compared_arms:
             for layer, ending in zip(stage.layers, stage.layer_suffixes, strict=True):
                 tracking.log_results(run_id, _list_numbers(result[arm], ending), f"{arm}/")
-                split = "test" if worker.recipe.score_test else "held-out"
+                split = "test" if context.recipe.score_test else "held-out"
                 probe = f"linear probe on layer {layer}" if ending else "linear probe"
                 caption = f"{probe}, {arm}: {split} images of a class (%)"
-                figure = figures.draw_confusion(result[arm]["confusion" + ending], worker.store.classes, caption)
+                figure = figures.draw_confusion(result[arm]["confusion" + ending], context.store.classes, caption)
                 figure_log.add(f"confusion_{arm}{ending}", figure, caption)
 
 
@@ -45,7 +45,7 @@ class RetrievePublisher(StagePublisher[Retrieve]):
     """Publishes scores, nearest images, and the index if it is small."""
 
     def publish(
-        self, tracking: TrackingClient, run_id: str, worker: StageContext, stage: Retrieve, instance: StageInstance
+        self, tracking: TrackingClient, run_id: str, context: StageContext, stage: Retrieve, instance: StageInstance
     ) -> None:
         result, folder, client = instance.result, instance.folder / INDEX_FOLDER, tracking.client
         assert result is not None
@@ -58,7 +58,7 @@ class RetrievePublisher(StagePublisher[Retrieve]):
                 )
             caption = f"{arm}: the images nearest to the query on the left; red: of another class"
             figure_log.add(
-                f"neighbours_{arm}", image_figures.draw_neighbours(worker, result[arm]["shown"], caption), caption
+                f"neighbours_{arm}", image_figures.draw_neighbours(context, result[arm]["shown"], caption), caption
             )
         if sum(file.stat().st_size for file in folder.iterdir()) <= MAX_LOGGED_INDEX_BYTES:
             client.log_artifacts(run_id, str(folder), INDEX_FOLDER)
@@ -76,7 +76,7 @@ def _list_numbers(result: Mapping[str, Any], ending: str) -> dict[str, float]:
     return numbers
 
 
-def _add_feature_map(figure_log: FigureLog, worker: StageContext, stage: Evaluate, instance: StageInstance) -> None:
+def _add_feature_map(figure_log: FigureLog, context: StageContext, stage: Evaluate, instance: StageInstance) -> None:
     if not (instance.folder / EVALUATION_MAP_FILE).exists():
         return
     found = {name: tensor.numpy() for name, tensor in read_tensors(instance.folder / EVALUATION_MAP_FILE).items()}
@@ -86,5 +86,5 @@ def _add_feature_map(figure_log: FigureLog, worker: StageContext, stage: Evaluat
     }
     caption = f"{len(found['ids']):,} held-out images at the first two principal components of their features"
     figure_log.add(
-        "map", figures.draw_embedding_map(maps, worker.splits.labels[found["ids"]], worker.store.classes), caption
+        "map", figures.draw_embedding_map(maps, context.splits.labels[found["ids"]], context.store.classes), caption
     )

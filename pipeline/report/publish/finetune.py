@@ -30,17 +30,17 @@ class FinetunePublisher(StagePublisher[Finetune]):
     card_folder = MODEL_FOLDER
 
     def publish(
-        self, tracking: TrackingClient, run_id: str, worker: StageContext, stage: Finetune, instance: StageInstance
+        self, tracking: TrackingClient, run_id: str, context: StageContext, stage: Finetune, instance: StageInstance
     ) -> None:
         result = instance.result
         assert result is not None
         figure_log = FigureLog(tracking, run_id, instance.folder)
-        split = "test" if worker.recipe.score_test else "held-out"
+        split = "test" if context.recipe.score_test else "held-out"
         for arm in stage.compared_arms:
             facts = {key: value for key, value in result[arm].items() if key != "scores" and value is not None}
             tracking.log_results(run_id, facts, f"{arm}/")
             for part, scores in result[arm]["scores"].items():
-                tracking.log_results(run_id, _flatten_scores(scores, worker.store.classes), f"{arm}/{part}_")
+                tracking.log_results(run_id, _flatten_scores(scores, context.store.classes), f"{arm}/{part}_")
             rows = read_metrics(instance.folder / f"{arm}-lr{result[arm]['lr']:g}" / METRICS_FILE)
             figure_log.add(
                 f"curves_{arm}", curves.plot_loss(rows), f"loss, {arm}, with the learning rate that was chosen"
@@ -53,11 +53,11 @@ class FinetunePublisher(StagePublisher[Finetune]):
         if len(stage.compared_arms) > 1:
             caption = "training losses of all arms, in a panel for each learning rate"
             figure_log.add("curves_arms", curves.plot_arm_losses(_read_trainings(stage, instance)), caption)
-        add_filters(figure_log, worker.recipe, instance)
+        add_filters(figure_log, context.recipe, instance)
         # One model of a stage is registered: that of the first seed.
-        name = stage.register_as if instance.seed == worker.recipe.seeds[0] else None
+        name = stage.register_as if instance.seed == context.recipe.seeds[0] else None
         tracking.log_encoder(run_id, instance.folder / MODEL_FOLDER, instance, name, MODEL_FOLDER)
-        labelled = write_labelled(worker.store, finetune_ids(worker, stage, instance), instance.folder)
+        labelled = write_labelled(context.store, finetune_ids(context, stage, instance), instance.folder)
         tracking.client.log_artifact(run_id, str(labelled))
         # All candidates have one plan, so the first one's file is that of all.
         dropped = instance.folder / next(iter(list_candidates(stage))) / DROPPED_IDS_FILE
@@ -67,13 +67,13 @@ class FinetunePublisher(StagePublisher[Finetune]):
 
     def write_card(
         self,
-        worker: StageContext,
+        context: StageContext,
         instance: StageInstance,
         siblings: Sequence[StageInstance],
         rows: Sequence[ScoreRow],
         lineage: Mapping[str, str],
     ) -> str | None:
-        return write_model_card(worker, instance, siblings, rows, lineage)
+        return write_model_card(context, instance, siblings, rows, lineage)
 
 
 def _read_trainings(stage: Finetune, instance: StageInstance) -> dict[str, dict[str, curves.MetricRows]]:

@@ -32,33 +32,33 @@ class PretrainPublisher(StagePublisher[Pretrain]):
     """Publishes the networks, scores and figures of a training, and the images that it took labels of or dropped."""
 
     def publish(
-        self, tracking: TrackingClient, run_id: str, worker: StageContext, stage: Pretrain, instance: StageInstance
+        self, tracking: TrackingClient, run_id: str, context: StageContext, stage: Pretrain, instance: StageInstance
     ) -> None:
         result, client = instance.result, tracking.client
         assert result is not None
         # One encoder of a stage is registered: that of the first seed.
-        name = stage.register_as if instance.seed == worker.recipe.seeds[0] else None
+        name = stage.register_as if instance.seed == context.recipe.seeds[0] else None
         tracking.log_encoder(run_id, instance.folder / "encoder", instance, name)
         tracking.log_results(run_id, result["accuracy"], "own_classifier/")
         tracking.log_results(run_id, result["held_out"], "held_out/")
         for network in result["handed_on"]:
             client.log_artifacts(run_id, str(instance.folder / network), network)
         if stage.labelled_per_batch:
-            ids = pretrain_label_ids(worker, stage, instance.seed)
-            client.log_artifact(run_id, str(write_labelled(worker.store, ids, instance.folder)))
+            ids = pretrain_label_ids(context, stage, instance.seed)
+            client.log_artifact(run_id, str(write_labelled(context.store, ids, instance.folder)))
         if (instance.folder / DROPPED_IDS_FILE).exists():
             client.log_artifact(run_id, str(instance.folder / DROPPED_IDS_FILE))
         figure_log = FigureLog(tracking, run_id, instance.folder)
-        _add_curves(figure_log, worker, stage, instance)
-        _add_held_out_images(figure_log, worker, instance)
-        views = _load_views(worker, stage, instance)
+        _add_curves(figure_log, context, stage, instance)
+        _add_held_out_images(figure_log, context, instance)
+        views = _load_views(context, stage, instance)
         figure_log.add(views.name, image_figures.draw_image_grid(views), views.title)
-        add_filters(figure_log, worker.recipe, instance)
+        add_filters(figure_log, context.recipe, instance)
 
 
-def _add_curves(figure_log: FigureLog, worker: StageContext, stage: Pretrain, instance: StageInstance) -> None:
+def _add_curves(figure_log: FigureLog, context: StageContext, stage: Pretrain, instance: StageInstance) -> None:
     rows = read_metrics(instance.folder / METRICS_FILE)
-    epochs = stage.length.count_epochs(count_steps_per_epoch(stage, worker.splits, instance.seed))
+    epochs = stage.length.count_epochs(count_steps_per_epoch(stage, context.splits, instance.seed))
     figure_log.add("curves", curves.plot_loss(rows), "the loss, and the other numbers that the method logs")
     plots = [("watch", curves.plot_feature_metrics(rows), "metrics of the features of held-out images, over epochs")]
     for plot in metric_plots(stage.method.name, epochs, constructor_arguments(stage.method)):
@@ -69,7 +69,7 @@ def _add_curves(figure_log: FigureLog, worker: StageContext, stage: Pretrain, in
     figure_log.add("speed", curves.plot_speed(rows), "speed, learning rate, and the parts of the time of a step")
 
 
-def _add_held_out_images(figure_log: FigureLog, worker: StageContext, instance: StageInstance) -> None:
+def _add_held_out_images(figure_log: FigureLog, context: StageContext, instance: StageInstance) -> None:
     """Adds figures of held-out images: the method's own, the images nearest to some of them, and a map."""
     for grid in load_pictures(instance.folder / PICTURES_FILE):
         figure_log.add(grid.name, image_figures.draw_image_grid(grid), grid.title)
@@ -78,21 +78,21 @@ def _add_held_out_images(figure_log: FigureLog, worker: StageContext, instance: 
     if "neighbours" not in result:
         return
     found = {name: tensor.numpy() for name, tensor in read_tensors(instance.folder / PRETRAIN_MAP_FILE).items()}
-    shown = "held-out images" if len(worker.splits.val) else "training images"
+    shown = "held-out images" if len(context.splits.val) else "training images"
     count = f"{len(found['ids']):,} {shown}"
     caption = f"{shown} on the left, and the nearest of {count}; red: of another class"
-    figure_log.add("neighbours", image_figures.draw_neighbours(worker, result["neighbours"], caption), caption)
+    figure_log.add("neighbours", image_figures.draw_neighbours(context, result["neighbours"], caption), caption)
     figure = figures.draw_embedding_map(
         {count: (found["points"], name_principal_axes(found["share"]))},
-        worker.splits.labels[found["ids"]],
-        worker.store.classes,
+        context.splits.labels[found["ids"]],
+        context.store.classes,
     )
     figure_log.add("map", figure, f"{count} at the first two principal components of their features")
 
 
-def _load_views(worker: StageContext, stage: Pretrain, instance: StageInstance) -> ImageGrid:
+def _load_views(context: StageContext, stage: Pretrain, instance: StageInstance) -> ImageGrid:
     """Returns NUM_VIEWED_IMAGES training images in all views of the first two epochs, as the network sees them."""
-    loader, ids = build_view_loader(worker, stage, instance.seed), worker.splits.train[:NUM_VIEWED_IMAGES]
+    loader, ids = build_view_loader(context, stage, instance.seed), context.splits.train[:NUM_VIEWED_IMAGES]
     encoded, rows = loader.read_encoded(ids), []
     for epoch in range(2):
         loaded = loader.load(ids, np.full_like(ids, epoch), encoded)
@@ -102,7 +102,7 @@ def _load_views(worker: StageContext, stage: Pretrain, instance: StageInstance) 
             ImageRow(f"epoch {epoch + 1}" + (f", view {k + 1}" if len(views) > 1 else ""), images)
             for k, images in enumerate(views)
         ]
-    shown = describe_shown(worker.store.pixels.channels)
+    shown = describe_shown(context.store.pixels.channels)
     return ImageGrid("views", f"augmented views of training images, as the network sees them{shown}", tuple(rows))
 
 

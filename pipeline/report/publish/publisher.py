@@ -27,7 +27,7 @@ class StagePublisher(Generic[PublishedSection]):
         self,
         tracking: TrackingClient,
         run_id: str,
-        worker: StageContext,
+        context: StageContext,
         stage: PublishedSection,
         instance: StageInstance,
     ) -> None:
@@ -46,7 +46,7 @@ class StagePublisher(Generic[PublishedSection]):
 
     def write_card(
         self,
-        worker: StageContext,
+        context: StageContext,
         instance: StageInstance,
         siblings: Sequence[StageInstance],
         rows: Sequence[ScoreRow],

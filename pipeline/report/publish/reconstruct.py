@@ -17,7 +17,7 @@ class ReconstructPublisher(StagePublisher[Reconstruct]):
         self,
         tracking: TrackingClient,
         run_id: str,
-        worker: StageContext,
+        context: StageContext,
         stage: Reconstruct,
         instance: StageInstance,
     ) -> None:

@@ -34,7 +34,7 @@ def run_instances(payload: dict[str, Any], on_ray: bool, device: torch.device) -
     recipe = parse_recipe(payload["recipe"])
     try:
         # This machine may have nothing yet of a storage in a bucket.
-        worker = StageContext.create(recipe, Store.open(find_fetched(payload["store"])), on_ray, device)
+        context = StageContext.create(recipe, Store.open(find_fetched(payload["store"])), on_ray, device)
         for fields in payload["instances"]:
             keys = ("folder", "encoder", "begin", "given")
             paths = {key: find_fetched(fields[key]) if fields[key] else None for key in keys}
@@ -45,7 +45,7 @@ def run_instances(payload: dict[str, Any], on_ray: bool, device: torch.device) -
             if PART_KEY in fields:
                 with failures.record_failures(instance.folder):
                     fetch_shared_work(instance.folder.parent)
-                    stage_kind(stage).run_part(worker, stage, instance, fields[PART_KEY])
+                    stage_kind(stage).run_part(context, stage, instance, fields[PART_KEY])
                 continue
             with (
                 failures.record_failures(instance.folder),
@@ -53,7 +53,7 @@ def run_instances(payload: dict[str, Any], on_ray: bool, device: torch.device) -
                 _watch_for_hang(instance.folder, recipe.scale, on_ray),
             ):
                 fetch_shared_work(instance.folder.parent)
-                stage_kind(stage).run(worker, stage, instance)
+                stage_kind(stage).run(context, stage, instance)
             if rank() == 0:
                 upload_results(instance.folder)
     except (StopTraining, UserError) as stop:

@@ -76,10 +76,10 @@ def test_noted_tail_equals_that_of_the_plan(tmp_path: Path, digits: Store, label
         "stages__pretrain__labels_per_class": 4,
     }
     recipe = recipes.recipe(tmp_path, **changes, dataset__max_train=155)
-    worker = StageContext.create(recipe, digits, on_ray=False)
+    context = StageContext.create(recipe, digits, on_ray=False)
     stage: Any = recipe.stages["pretrain"]
-    (line,) = describe_left_out(recipe, "pretrain", worker.splits)
-    tail = len(pretrain_job.build_job(worker, stage, StageInstance("pretrain", 0, "f", tmp_path)).plan.tail(0))
+    (line,) = describe_left_out(recipe, "pretrain", context.splits)
+    tail = len(pretrain_job.build_job(context, stage, StageInstance("pretrain", 0, "f", tmp_path)).plan.tail(0))
     assert f"leaves out {tail} of " in line
     assert told in line
 

@@ -52,12 +52,12 @@ def test_an_image_that_is_no_square_keeps_its_shape() -> None:
 
 
 def test_nearest_images_are_framed_by_class_and_ids_below_zero_are_left_out(tmp_path: Path, digits: Store) -> None:
-    worker = StageContext.create(recipes.recipe(tmp_path), digits, on_ray=False)
-    train = worker.splits.train
-    labels = worker.splits.labels[train]
+    context = StageContext.create(recipes.recipe(tmp_path), digits, on_ray=False)
+    train = context.splits.train
+    labels = context.splits.labels[train]
     query, same = train[labels == labels[0]][:2].tolist()
     other = int(train[labels != labels[0]][0])
-    figure = image_figures.draw_neighbours(worker, [(query, [same, other, -1])], "nearest")
+    figure = image_figures.draw_neighbours(context, [(query, [same, other, -1])], "nearest")
     (axis,) = figure.axes
     assert len(axis.get_images()) == 3
     assert [frame.get_x() for frame in axis.patches] == pytest.approx([axis.get_images()[2].get_extent()[0]])

@@ -89,18 +89,18 @@ def test_tables_of_three_arms_are_readable_in_a_browser(tmp_path: Path, width: i
 
 
 def test_data_has_the_counts_of_the_splits_and_the_hash_of_the_store(tmp_path: Path, digits: Store) -> None:
-    worker = StageContext.create(recipes.recipe(tmp_path), digits, on_ray=False)
-    facts, *rest = page_parts.data_blocks(worker.recipe.dataset, digits, worker.splits, tmp_path)
+    context = StageContext.create(recipes.recipe(tmp_path), digits, on_ray=False)
+    facts, *rest = page_parts.data_blocks(context.recipe.dataset, digits, context.splits, tmp_path)
     assert isinstance(facts, Facts)
     values = dict(facts.rows)
-    train, val, test = (len(ids) for ids in (worker.splits.train, worker.splits.val, worker.splits.test))
+    train, val, test = (len(ids) for ids in (context.splits.train, context.splits.val, context.splits.test))
     assert values["images"] == f"{train} to train on, {val} held out of these, {test} to test on"
     assert values["sha256"] == digits.hash
     assert rest == [], "no image is damaged, and there is no figure"
     told = replace(
         digits, source={**digits.source, "reading": ["read 3 files", "no labels"]}, splits={"train": 9, "val": 9}
     )
-    facts, *_ = page_parts.data_blocks(worker.recipe.dataset, told, worker.splits, tmp_path)
+    facts, *_ = page_parts.data_blocks(context.recipe.dataset, told, context.splits, tmp_path)
     assert isinstance(facts, Facts)
     assert ("read as", "read 3 files") in facts.rows
     assert ("", "no labels") in facts.rows

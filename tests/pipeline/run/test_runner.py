@@ -105,9 +105,9 @@ def test_recipe_runs_all_stages_and_publishes_them(storage: Path) -> None:
 
 def tuned_labels(storage: Path, recipe: Recipe) -> list[int]:
     """Returns the labels of the images that the fine-tuning with seed 1 learned from."""
-    worker = StageContext.create(recipe, Store.open(next((storage / "stores").iterdir())), on_ray=False)
+    context = StageContext.create(recipe, Store.open(next((storage / "stores").iterdir())), on_ray=False)
     stage: Any = recipe.stages["finetune"]
-    return worker.splits.labels[worker.splits.labelled_subset(stage, 1)].tolist()  # type: ignore[no-any-return]
+    return context.splits.labels[context.splits.labelled_subset(stage, 1)].tolist()  # type: ignore[no-any-return]
 
 
 def test_auto_encoder_publishes_reconstructions_and_its_decoder(tmp_path: Path) -> None:
@@ -126,8 +126,8 @@ def test_auto_encoder_publishes_reconstructions_and_its_decoder(tmp_path: Path) 
     }
     (folder,) = files_of(tmp_path, recipe, "pretrain-seed0-*")
     encoder, decoder = load_encoder(folder / "encoder", 8).eval(), load_decoder(folder / "decoder").eval()
-    worker = StageContext.create(recipe, Store.open(next((tmp_path / "stores").iterdir())), on_ray=False)
-    batch = next(worker.iterate_batches(worker.splits.val, 4))
+    context = StageContext.create(recipe, Store.open(next((tmp_path / "stores").iterdir())), on_ray=False)
+    batch = next(context.iterate_batches(context.splits.val, 4))
     given = encoder.input(batch.views[0])
     with torch.no_grad():
         assert decoder(encoder(batch.views[0]), given).shape == given.shape
@@ -542,9 +542,9 @@ def test_run_and_model_of_a_killed_process_are_not_duplicated(storage: Path, rem
 
 def pretrain_below_ray(folder: str, store: str) -> None:
     recipe = on_ray(Path(folder))
-    worker = StageContext.create(recipe, Store.open(Path(store)), on_ray=False)
+    context = StageContext.create(recipe, Store.open(Path(store)), on_ray=False)
     pretrain.PretrainStage().run(
-        worker, recipe.stages["pretrain"], StageInstance("pretrain", 0, "f", Path(folder) / "pretrain-seed0-f")
+        context, recipe.stages["pretrain"], StageInstance("pretrain", 0, "f", Path(folder) / "pretrain-seed0-f")
     )  # type: ignore[arg-type]
 
 

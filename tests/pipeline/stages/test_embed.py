@@ -51,16 +51,16 @@ def files_of(instance: StageInstance) -> dict[str, bytes]:
 
 
 def test_embeddings_are_those_of_the_encoder_in_order_of_ids(tmp_path: Path, digits: Store) -> None:
-    worker, stage, instance = setting(tmp_path, digits)
-    EmbedStage().run(worker, stage, instance)
+    context, stage, instance = setting(tmp_path, digits)
+    EmbedStage().run(context, stage, instance)
     folder = instance.folder / "embeddings"
     encoder = load_encoder(tmp_path / "encoder", 8).eval()
     for split in ("train", "val", "test"):
         ids, found = open_embeddings(folder, split)
-        assert np.array_equal(ids, getattr(worker.splits, split))
+        assert np.array_equal(ids, getattr(context.splits, split))
         with torch.no_grad():
             own = torch.cat(
-                [encoder(batch.views[0])[-1].mean((2, 3)) for batch in worker.iterate_batches(ids, 16)]
+                [encoder(batch.views[0])[-1].mean((2, 3)) for batch in context.iterate_batches(ids, 16)]
             ).numpy()
         assert np.allclose(found, own, atol=1e-6)
     ids, found = open_embeddings(folder)
@@ -69,7 +69,7 @@ def test_embeddings_are_those_of_the_encoder_in_order_of_ids(tmp_path: Path, dig
     table = pq.read_table(folder / "train-00000.parquet")
     assert table.schema.names == ["id", "path", "label", "embedding"]
     assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[8]"
-    assert table.column("label").to_pylist() == worker.splits.labels[worker.splits.train[:50]].tolist()
+    assert table.column("label").to_pylist() == context.splits.labels[context.splits.train[:50]].tolist()
     stored = {
         row["id"]: row["path"]
         for s in digits.shards
@@ -84,23 +84,23 @@ def test_embeddings_are_those_of_the_encoder_in_order_of_ids(tmp_path: Path, dig
 
 
 def test_half_precision_and_chosen_splits(tmp_path: Path, digits: Store) -> None:
-    worker, stage, instance = setting(tmp_path, digits, dtype="float16", splits=["test"])
-    EmbedStage().run(worker, stage, instance)
+    context, stage, instance = setting(tmp_path, digits, dtype="float16", splits=["test"])
+    EmbedStage().run(context, stage, instance)
     ids, found = open_embeddings(instance.folder / "embeddings")
-    assert np.array_equal(ids, worker.splits.test)
+    assert np.array_equal(ids, context.splits.test)
     assert found.dtype == np.float16
     with pytest.raises(UserError, match="has no split 'train'; valid: test"):
         open_embeddings(instance.folder / "embeddings", "train")
 
 
 def test_values_beyond_half_precision_are_refused(tmp_path: Path, digits: Store) -> None:
-    worker, stage, instance = setting(tmp_path, digits, dtype="float16")
+    context, stage, instance = setting(tmp_path, digits, dtype="float16")
     encoder = load_encoder(tmp_path / "encoder", 8)
     with torch.no_grad():
         encoder.stages[-1][1].weight.fill_(1e6)
     save_encoder(encoder, tmp_path / "encoder", {})
     with pytest.raises(StageFailed, match=r"the embedding of image \d+ is not finite in float16"):
-        EmbedStage().run(worker, stage, instance)
+        EmbedStage().run(context, stage, instance)
     assert not list((instance.folder / "embeddings").iterdir())
 
 
@@ -111,8 +111,8 @@ def test_values_beyond_half_precision_are_refused(tmp_path: Path, digits: Store)
 def test_killed_stage_makes_only_missing_files(
     tmp_path: Path, digits: Store, harm: Callable[[Path], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker, stage, instance = setting(tmp_path, digits)
-    EmbedStage().run(worker, stage, instance)
+    context, stage, instance = setting(tmp_path, digits)
+    EmbedStage().run(context, stage, instance)
     before = files_of(instance)
     harm(instance.folder / "embeddings" / "train-00001.parquet")
     with pytest.raises(UserError, match=r"train-00001\.parquet: is missing or damaged: .*; delete .* and run again"):
@@ -122,7 +122,7 @@ def test_killed_stage_makes_only_missing_files(
     monkeypatch.setattr(
         embed._EmbeddingWriter, "_write_file", lambda self, file, rows: (put.append(file.name), real(self, file, rows))
     )
-    EmbedStage().run(worker, stage, instance)
+    EmbedStage().run(context, stage, instance)
     assert put == ["train-00001.parquet"]
     assert files_of(instance) == before
 
@@ -150,10 +150,10 @@ def test_invalid_manifest_is_named(tmp_path: Path, manifest: str) -> None:
 def test_two_actors_on_ray_make_the_same_bits_as_this_process(tmp_path: Path, digits: Store, ray_local: None) -> None:
     EmbedStage().run(*setting(tmp_path, digits, name="alone"))
     for workers in (2, 1):
-        worker, stage, instance = setting(
+        context, stage, instance = setting(
             tmp_path, digits, True, f"ray{workers}", scale__workers=workers, scale__cpus_per_worker=0.5
         )
-        EmbedStage().run(worker, stage, instance)
+        EmbedStage().run(context, stage, instance)
         assert files_of(instance) == files_of(setting(tmp_path, digits, name="alone")[2])
 
 
@@ -182,8 +182,8 @@ def test_killed_actor_is_replaced(
 ) -> None:
     EmbedStage().run(*setting(tmp_path, digits, name="alone"))
     monkeypatch.setattr(embed, "build_network", dying)
-    worker, stage, instance = setting(tmp_path, digits, True, scale__workers=1, scale__cpus_per_worker=0.5)
-    EmbedStage().run(worker, stage, instance)
+    context, stage, instance = setting(tmp_path, digits, True, scale__workers=1, scale__cpus_per_worker=0.5)
+    EmbedStage().run(context, stage, instance)
     assert (tmp_path / "second").exists(), "it was killed"
     assert files_of(instance) == files_of(setting(tmp_path, digits, name="alone")[2])
     assert "it continues after the files that are whole" in (instance.folder / "metrics.jsonl").read_text()
@@ -204,10 +204,10 @@ def test_damaged_store_is_one_line_on_ray(tmp_path: Path, ray_local: None) -> No
     shard = store.path / store.shards[0].file
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
-    worker, stage, instance = setting(tmp_path, store, True, scale__workers=1, scale__cpus_per_worker=0.5)
+    context, stage, instance = setting(tmp_path, store, True, scale__workers=1, scale__cpus_per_worker=0.5)
     shard.write_bytes(bytes(data))
     with pytest.raises(UserError, match=r"train-00000\.parquet: is missing or damaged") as caught:
-        EmbedStage().run(worker, stage, instance)
+        EmbedStage().run(context, stage, instance)
     assert len(str(caught.value).splitlines()) == 1
     assert instance.result is None
 

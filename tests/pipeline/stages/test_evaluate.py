@@ -73,12 +73,12 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return storage
 
 
-def worker_of(storage: Path) -> StageContext:
+def make_context(storage: Path) -> StageContext:
     return StageContext.create(banked(storage), Store.open(next((storage / "stores").iterdir())), on_ray=False)
 
 
 def test_bank_holds_the_rows_of_the_training_images_and_no_others(evaluated: Path) -> None:
-    splits, folder = worker_of(evaluated).splits, folder_of(evaluated, "pretrain")
+    splits, folder = make_context(evaluated).splits, folder_of(evaluated, "pretrain")
     bank = load_table(folder / "bank")
     assert bank.ids.tolist() == splits.train.tolist()
     assert not np.isin(bank.ids, np.concatenate((splits.val, splits.test))).any()
@@ -88,21 +88,21 @@ def test_bank_holds_the_rows_of_the_training_images_and_no_others(evaluated: Pat
     assert torch.equal(bank.values, shard["bank"]["rows"])
     described = json.loads((folder / "bank" / "table.json").read_text())
     assert described["method"]["name"] == "super_and"
-    assert described["store"] == worker_of(evaluated).store.hash
+    assert described["store"] == make_context(evaluated).store.hash
 
 
 def head_features(storage: Path, ids: np.ndarray) -> Tensor:
-    worker, folder = worker_of(storage), folder_of(storage, "pretrain")
+    context, folder = make_context(storage), folder_of(storage, "pretrain")
     instance = StageInstance("evaluate", 0, "f", storage / "again", folder / "encoder", {"head": folder / "head"})
-    stage: Any = worker.recipe.stages["evaluate"]
-    networks = {"pretrained": build_extractors(worker, stage, instance)["pretrained"]}
-    ((found,),) = compute_features(worker, networks, ids, instance, 32).values()
+    stage: Any = context.recipe.stages["evaluate"]
+    networks = {"pretrained": build_extractors(context, stage, instance)["pretrained"]}
+    ((found,),) = compute_features(context, networks, ids, instance, 32).values()
     return found
 
 
 @pytest.mark.parametrize("part", ["val", "test"])
 def test_score_is_the_papers_formula_over_the_bank(evaluated: Path, part: str) -> None:
-    splits, bank = worker_of(evaluated).splits, load_table(folder_of(evaluated, "pretrain") / "bank")
+    splits, bank = make_context(evaluated).splits, load_table(folder_of(evaluated, "pretrain") / "bank")
     ids = {"val": splits.val, "test": splits.test}[part]
     rows, labels = bank.values.double().tolist(), splits.labels[bank.ids].tolist()
     found = [
@@ -196,13 +196,13 @@ def test_bank_of_other_images_is_refused_before_anything_is_computed(evaluated: 
 
 def test_bank_of_another_store_is_refused(evaluated: Path) -> None:
     """The same ids are other images there."""
-    worker, companions = worker_of(evaluated), {"bank": folder_of(evaluated, "pretrain") / "bank"}
+    context, companions = make_context(evaluated), {"bank": folder_of(evaluated, "pretrain") / "bank"}
     recipe = referring(evaluated, "others", "models:/digits@best")
-    data_checks.check_companion_images(recipe, {"evaluate": companions}, worker.store.hash, worker.splits)
+    data_checks.check_companion_images(recipe, {"evaluate": companions}, context.store.hash, context.splits)
     with pytest.raises(
         UserError, match=r"^stages\.evaluate\.knn_bank: .* 'models:/digits@best' is of the images of an"
     ):
-        data_checks.check_companion_images(recipe, {"evaluate": companions}, "ab" * 32, worker.splits)
+        data_checks.check_companion_images(recipe, {"evaluate": companions}, "ab" * 32, context.splits)
 
 
 def test_bank_of_another_dimension_is_refused(evaluated: Path, tmp_path: Path) -> None:
@@ -243,9 +243,9 @@ def test_damaged_bank_is_named(evaluated: Path, tmp_path: Path) -> None:
 
 
 def pretrain_on_this_rank(folder: str, store: str) -> None:
-    worker = StageContext.create(banked(Path(folder)), Store.open(Path(store)), on_ray=False)
-    stage = worker.recipe.stages["pretrain"]
-    stage_kind(stage).run(worker, stage, StageInstance("pretrain", 0, "f", Path(folder) / "job"))
+    context = StageContext.create(banked(Path(folder)), Store.open(Path(store)), on_ray=False)
+    stage = context.recipe.stages["pretrain"]
+    stage_kind(stage).run(context, stage, StageInstance("pretrain", 0, "f", Path(folder) / "job"))
 
 
 def test_workers_hand_on_the_whole_bank(evaluated: Path, tmp_path: Path, pool: Pool) -> None:

@@ -65,11 +65,11 @@ def test_ratio_is_the_mean_over_the_split_with_the_corruption_of_the_stage(
 ) -> None:
     """The encoder was trained on blocks; the images have noise."""
     recipe = denoising(denoised)
-    worker = StageContext.create(recipe, recipes.store(denoised), on_ray=False)
+    context = StageContext.create(recipe, recipes.store(denoised), on_ray=False)
     trained = folder_of(denoised, "pretrain")
     encoder, decoder = load_encoder(trained / "encoder", 8).eval(), load_decoder(trained / "decoder").eval()
-    ids = getattr(worker.splits, split)
-    (batch,) = worker.iterate_batches(ids, len(ids))
+    ids = getattr(context.splits, split)
+    (batch,) = context.iterate_batches(ids, len(ids))
     noise = Corruption("pixel_gaussian", (25.0, 25.0), 4, 21, 0)
     with torch.no_grad():
         corrupted = noise.apply_to(batch.views[0], batch.ids, batch.passes, encoder.input.mean)
@@ -87,8 +87,8 @@ def test_figures_show_images_of_the_split(denoised: Path, stage: str, split: str
     grids = {grid.name: grid for grid in load_pictures(folder_of(denoised, stage) / PICTURES_FILE)}
     assert set(grids) == {"reconstructions", "feature_maps"}
     assert grids["reconstructions"].title == f"{shown}, corrupted and reconstructed"
-    worker = StageContext.create(denoising(denoised), recipes.store(denoised), on_ray=False)
-    (batch,) = worker.iterate_batches(getattr(worker.splits, split), 500)
+    context = StageContext.create(denoising(denoised), recipes.store(denoised), on_ray=False)
+    (batch,) = context.iterate_batches(getattr(context.splits, split), 500)
     known = {image.mean(0).mul(255).round().int().numpy().tobytes() for image in batch.views[0]}
     clean = grids["reconstructions"].rows[0].images
     assert len(clean) == 8
@@ -157,8 +157,8 @@ def test_pretraining_draws_the_images_of_the_split_that_it_names(tmp_path: Path,
     run_recipe(recipe, QUIET)
     grid = load_pictures(folder_of(tmp_path, "pretrain") / PICTURES_FILE)[0]
     assert grid.title == f"{'test' if pictures == 'test' else 'held-out'} images, corrupted and reconstructed"
-    worker = StageContext.create(recipe, recipes.store(tmp_path), on_ray=False)
-    (batch,) = worker.iterate_batches(getattr(worker.splits, pictures), 500)
+    context = StageContext.create(recipe, recipes.store(tmp_path), on_ray=False)
+    (batch,) = context.iterate_batches(getattr(context.splits, pictures), 500)
     known = {image.mean(0).mul(255).round().int().numpy().tobytes() for image in batch.views[0]}
     found = {image.mean(0).mul(255).round().int().numpy().tobytes() for image in grid.rows[0].images}
     assert len(found) == 8
@@ -181,11 +181,11 @@ def test_pictures_of_test_images_need_a_test_split(tmp_path: Path) -> None:
 
 def reconstruct_on_this_rank(storage: str, trained: str, folder: str) -> None:
     recipe = denoising(Path(storage))
-    worker = StageContext.create(recipe, recipes.store(Path(storage)), on_ray=False)
+    context = StageContext.create(recipe, recipes.store(Path(storage)), on_ray=False)
     companions = {"decoder": Path(trained) / "decoder"}
     instance = StageInstance("tested", 0, "f", Path(folder), Path(trained) / "encoder", companions)
     stage: Any = recipe.stages["tested"]
-    ReconstructStage().run(worker, stage, instance)
+    ReconstructStage().run(context, stage, instance)
 
 
 def test_two_workers_have_the_ratio_and_pictures_of_one(denoised: Path, pool: Pool, tmp_path: Path) -> None:

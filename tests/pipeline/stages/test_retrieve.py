@@ -101,20 +101,20 @@ def test_every_layer_has_its_scores_in_mlflow(looked: Path) -> None:
     }
 
 
-def worker_of(storage: Path) -> StageContext:
+def make_context(storage: Path) -> StageContext:
     return StageContext.create(looking(storage), Store.open(next((storage / "stores").iterdir())), on_ray=False)
 
 
 def test_precision_is_that_of_all_cosines_and_a_query_never_finds_itself(looked: Path) -> None:
-    worker, told = worker_of(looked), result(looked, "everything")
+    context, told = make_context(looked), result(looked, "everything")
     pretrained = folder_of(looked, "pretrain")
     instance = StageInstance(
         "everything", 0, "f", looked / "again", pretrained / "encoder", {"head": pretrained / "head"}
     )
-    stage: Any = worker.recipe.stages["everything"]
-    splits = worker.splits
+    stage: Any = context.recipe.stages["everything"]
+    splits = context.splits
     ids = np.sort(np.concatenate((splits.train, splits.val, splits.test)))
-    swept = compute_features(worker, build_extractors(worker, stage, instance), ids, instance, 32)
+    swept = compute_features(context, build_extractors(context, stage, instance), ids, instance, 32)
     for arm, (found,) in swept.items():
         assert found.shape[1] == 8
         cosines = (found @ found.T).fill_diagonal_(-2)[np.searchsorted(ids, splits.test)]
@@ -126,28 +126,28 @@ def test_precision_is_that_of_all_cosines_and_a_query_never_finds_itself(looked:
 
 
 def test_the_index_holds_the_gallery_with_paths_and_labels(looked: Path) -> None:
-    worker, folder = worker_of(looked), folder_of(looked, "retrieve") / "index"
+    context, folder = make_context(looked), folder_of(looked, "retrieve") / "index"
     rows = pq.read_table(folder / IDS_FILE).to_pydict()
-    assert rows["id"] == worker.splits.train.tolist()
-    assert rows["label"] == worker.splits.labels[worker.splits.train].tolist()
+    assert rows["id"] == context.splits.train.tolist()
+    assert rows["label"] == context.splits.labels[context.splits.train].tolist()
     stored = pa.concat_tables(
-        [pq.read_table(worker.store.path / shard.file, columns=["id", "path"]) for shard in worker.store.shards]
+        [pq.read_table(context.store.path / shard.file, columns=["id", "path"]) for shard in context.store.shards]
     ).to_pydict()
     paths = dict(zip(stored["id"], stored["path"], strict=True))
     assert rows["path"] == [paths[i] for i in rows["id"]]
     assert len(set(rows["path"])) == len(rows["path"])
     some = np.array([0, 3, len(paths) - 1])  # of both splits
-    assert worker.store.read_paths(some) == [paths[i] for i in some.tolist()]
+    assert context.store.read_paths(some) == [paths[i] for i in some.tolist()]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["dimensions"] == 8
-    assert manifest["store"] == worker.store.hash
+    assert manifest["store"] == context.store.hash
 
 
 def on_this_rank(folder: str, store: str, encoder: str) -> None:
-    worker = StageContext.create(looking(Path(folder)), Store.open(Path(store)), on_ray=False)
+    context = StageContext.create(looking(Path(folder)), Store.open(Path(store)), on_ray=False)
     for name in ("retrieve", "evaluate"):
-        stage: Any = worker.recipe.stages[name]
-        stage_kind(stage).run(worker, stage, StageInstance(name, 0, "f", Path(folder) / name, Path(encoder)))
+        stage: Any = context.recipe.stages[name]
+        stage_kind(stage).run(context, stage, StageInstance(name, 0, "f", Path(folder) / name, Path(encoder)))
 
 
 def test_two_workers_find_what_one_finds(looked: Path, pool: Pool, tmp_path: Path) -> None:
@@ -166,15 +166,15 @@ def test_two_workers_find_what_one_finds(looked: Path, pool: Pool, tmp_path: Pat
 
 
 def test_accuracies_of_the_head_are_scikit_learns(looked: Path) -> None:
-    worker = worker_of(looked)
-    pretrained, splits = folder_of(looked, "pretrain"), worker.splits
+    context = make_context(looked)
+    pretrained, splits = folder_of(looked, "pretrain"), context.splits
     instance = StageInstance(
         "through_head", 0, "f", looked / "again2", pretrained / "encoder", {"head": pretrained / "head"}
     )
-    stage: Any = worker.recipe.stages["through_head"]
+    stage: Any = context.recipe.stages["through_head"]
     ids = np.concatenate((splits.train, splits.test))
     ((found,),) = compute_features(
-        worker, {"pretrained": build_extractors(worker, stage, instance)["pretrained"]}, ids, instance, 32
+        context, {"pretrained": build_extractors(context, stage, instance)["pretrained"]}, ids, instance, 32
     ).values()
     train, test = (
         part.numpy() for part in found.split([len(splits.train), len(splits.test)])
@@ -279,21 +279,21 @@ def test_impossible_features_are_one_line(looked: Path, stage: str, changes: dic
 
 
 def test_without_labels_there_is_an_index_and_a_picture(tmp_path: Path, digits: Store) -> None:
-    worker = StageContext.create(looking(tmp_path), digits, on_ray=False)
-    worker.splits.labels[:] = -1
-    stage: Any = worker.recipe.stages["retrieve"]
-    index = FeatureIndex.from_features(worker.splits.train, features(len(worker.splits.train)))
+    context = StageContext.create(looking(tmp_path), digits, on_ray=False)
+    context.splits.labels[:] = -1
+    stage: Any = context.recipe.stages["retrieve"]
+    index = FeatureIndex.from_features(context.splits.train, features(len(context.splits.train)))
     out = retrieve._measure_retrieval(
-        stage, index, (worker.splits.test, features(len(worker.splits.test), seed=2)), worker.splits.labels
+        stage, index, (context.splits.test, features(len(context.splits.test), seed=2)), context.splits.labels
     )
     assert out.keys() == {"shown"}
-    assert image_figures.draw_neighbours(worker, out["shown"], "pretrained") is not None
+    assert image_figures.draw_neighbours(context, out["shown"], "pretrained") is not None
 
 
 def test_images_without_a_label_are_neither_right_nor_wrong(tmp_path: Path, digits: Store) -> None:
-    worker = StageContext.create(looking(tmp_path), digits, on_ray=False)
-    splits, x = worker.splits, features(len(digits.labels("train")) + len(digits.labels("test")))
-    stage: Any = worker.recipe.stages["retrieve"]
+    context = StageContext.create(looking(tmp_path), digits, on_ray=False)
+    splits, x = context.splits, features(len(digits.labels("train")) + len(digits.labels("test")))
+    stage: Any = context.recipe.stages["retrieve"]
     splits.labels[splits.train[::2]] = -1
     some = splits.train[1::2]
     args = stage, (splits.test, x[splits.test]), splits.labels
@@ -304,32 +304,32 @@ def test_images_without_a_label_are_neither_right_nor_wrong(tmp_path: Path, digi
 
 
 def half_labelled(storage: Path, store: Store, **keys: Any) -> tuple[StageContext, Any]:
-    """A worker whose training images have every second label, and the stage `retrieve` with `keys`."""
-    worker = StageContext.create(looking(storage), store, on_ray=False)
-    worker.splits.labels[worker.splits.train[::2]] = -1
-    return worker, worker.recipe.stages["retrieve"].model_copy(update=keys)
+    """The context of a stage whose training images have every second label, and the stage `retrieve` with `keys`."""
+    context = StageContext.create(looking(storage), store, on_ray=False)
+    context.splits.labels[context.splits.train[::2]] = -1
+    return context, context.recipe.stages["retrieve"].model_copy(update=keys)
 
 
 @pytest.mark.parametrize("gallery", ["train", "all"])
 def test_labelled_gallery_is_searched_alone(tmp_path: Path, digits: Store, gallery: str) -> None:
     """Every image that is found is right or wrong, so that a wrong one has a red frame."""
-    worker, stage = half_labelled(tmp_path, digits, gallery=gallery, labelled_gallery=True)
+    context, stage = half_labelled(tmp_path, digits, gallery=gallery, labelled_gallery=True)
     everything = half_labelled(tmp_path, digits, gallery=gallery)
-    ids, more = (retrieve.gallery_ids(each, worker.splits) for each in (stage, everything[1]))
-    assert ids.tolist() == [i for i in more.tolist() if worker.splits.labels[i] >= 0]
+    ids, more = (retrieve.gallery_ids(each, context.splits) for each in (stage, everything[1]))
+    assert ids.tolist() == [i for i in more.tolist() if context.splits.labels[i] >= 0]
     assert 0 < len(ids) < len(more)
-    x = features(int(more.max()) + int(worker.splits.test.max()))
-    asked = worker.splits.test, x[worker.splits.test]
+    x = features(int(more.max()) + int(context.splits.test.max()))
+    asked = context.splits.test, x[context.splits.test]
     shown = [
-        retrieve._measure_retrieval(stage, FeatureIndex.from_features(found, x[found]), asked, worker.splits.labels)
+        retrieve._measure_retrieval(stage, FeatureIndex.from_features(found, x[found]), asked, context.splits.labels)
         for found in (ids, more)
     ]
-    known = [(worker.splits.labels[[i for _, row in out["shown"] for i in row]] >= 0).mean() for out in shown]
+    known = [(context.splits.labels[[i for _, row in out["shown"] for i in row]] >= 0).mean() for out in shown]
     assert known[0] == 1.0 > known[1]
 
 
 def test_gallery_without_any_label_is_refused(tmp_path: Path, digits: Store) -> None:
-    worker, stage = half_labelled(tmp_path, digits, labelled_gallery=True)
-    worker.splits.labels[worker.splits.train] = -1
+    context, stage = half_labelled(tmp_path, digits, labelled_gallery=True)
+    context.splits.labels[context.splits.train] = -1
     with pytest.raises(UserError, match=r"^stages\.retrieve\.labelled_gallery: true leaves no image: .*valid: false$"):
-        stage_kind(stage).check_images("retrieve", stage, worker.recipe, worker.splits)
+        stage_kind(stage).check_images("retrieve", stage, context.recipe, context.splits)

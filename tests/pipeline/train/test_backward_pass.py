@@ -24,10 +24,10 @@ from tests.support import recipes
 
 def open_pass(folder: Path, store: Store, judge_loss: Any, **changes: Any) -> tuple[BackwardPass, Batch]:
     """Returns the backward pass of a small pretraining, and its first batch."""
-    worker = StageContext.create(recipes.recipe(folder, encoder__norm="group", **changes), store, on_ray=False)
-    stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
-    learner = pretrain_job.build_seeded_method(worker, stage, job)
+    context = StageContext.create(recipes.recipe(folder, encoder__norm="group", **changes), store, on_ray=False)
+    stage: Any = context.recipe.stages["pretrain"]
+    job = pretrain_job.build_job(context, stage, StageInstance("pretrain", 3, "f", folder / "job"))
+    learner = pretrain_job.build_seeded_method(context, stage, job)
     learner.begin_step(0)
     stream, _ = open_batches(job, TrainOrder(job.plan, 0, 1, 0, 1), job.plan.batch_size)
     return BackwardPass(job, learner, judge_loss), to_batch(next(iter(stream)), job.device, job)

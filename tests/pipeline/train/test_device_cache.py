@@ -425,14 +425,14 @@ def test_trainings_of_a_stage_decode_once_with_the_same_result(
 ) -> None:
     results = {}
     for mode in ("on", "off"):
-        worker = StageContext.create(recipes.recipe(tmp_path / mode, stream__resident=mode), digits, on_ray=False)
-        stage: Any = worker.recipe.stages["finetune"]
+        context = StageContext.create(recipes.recipe(tmp_path / mode, stream__resident=mode), digits, on_ray=False)
+        stage: Any = context.recipe.stages["finetune"]
         for name in ("scratch-lr0.1", "scratch-lr0.3"):
-            task = build_arm_task(worker, stage, StageInstance("finetune", 0, "f", tmp_path), "scratch")
+            task = build_arm_task(context, stage, StageInstance("finetune", 0, "f", tmp_path), "scratch")
             job = build_finetune_job(
-                worker, stage, StageInstance("finetune", 0, "f", tmp_path), tmp_path / mode / name, 0.1
+                context, stage, StageInstance("finetune", 0, "f", tmp_path), tmp_path / mode / name, 0.1
             )
             fit_module.fit(job, task)
             results[mode, name] = torch.cat([p.flatten() for p in task.parameters()])
-    assert sorted(decoded) == worker.splits.train.tolist()
+    assert sorted(decoded) == context.splits.train.tolist()
     assert torch.equal(results["on", "scratch-lr0.3"], results["off", "scratch-lr0.3"])

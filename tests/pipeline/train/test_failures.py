@@ -135,10 +135,10 @@ def test_same_error_twice_at_the_same_step_stops_the_third_attempt(
 def leave_within_step(folder: str, store: str, group: str) -> list[Any]:
     """Rank 1 leaves between the losses and the gradients of step 3. Returns the error and the weights of this rank."""
     reconnect_ranks(group)
-    worker = StageContext.create(recipe(Path(folder)), Store.open(Path(store)), on_ray=False)
-    stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 3, "f", Path(folder) / "job"))
-    learner, real = pretrain_job.build_seeded_method(worker, stage, job), Trainer._judge_loss
+    context = StageContext.create(recipe(Path(folder)), Store.open(Path(store)), on_ray=False)
+    stage: Any = context.recipe.stages["pretrain"]
+    job = pretrain_job.build_job(context, stage, StageInstance("pretrain", 3, "f", Path(folder) / "job"))
+    learner, real = pretrain_job.build_seeded_method(context, stage, job), Trainer._judge_loss
 
     def leaves(self: Trainer, loss: Any, batch: Any, step: int) -> None:
         real(self, loss, batch, step)
@@ -282,10 +282,10 @@ def test_notice_is_described_in_words() -> None:
 
 def train_until_notice(folder: str, store: str) -> list[int]:
     """Trains with a notice for all ranks after step 2, whose steps rank 1 counts differently."""
-    worker = StageContext.create(recipe(Path(folder)), Store.open(Path(store)), on_ray=False)
+    context = StageContext.create(recipe(Path(folder)), Store.open(Path(store)), on_ray=False)
     # No other checkpoint is due before the end.
-    stage: Any = worker.recipe.stages["pretrain"].model_copy(update={"checkpoint_every": 1_000_000})
-    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 3, "f", Path(folder) / "job"))
+    stage: Any = context.recipe.stages["pretrain"].model_copy(update={"checkpoint_every": 1_000_000})
+    job = pretrain_job.build_job(context, stage, StageInstance("pretrain", 3, "f", Path(folder) / "job"))
     asked: list[int] = []
 
     def answer() -> failures.PreemptionNotice | None:
@@ -297,7 +297,7 @@ def train_until_notice(folder: str, store: str) -> list[int]:
     with pytest.MonkeyPatch.context() as patch, failures.preemption_from(answer):
         patch.setattr(failures, "PREEMPTION_LOOK_S", 0.0 if rank() == 0 else 1e6)
         patch.setattr(Trainer, "save_checkpoint", lambda self, step: saved.append(step) or save(self, step))
-        fit(job, pretrain_job.build_seeded_method(worker, stage, job))
+        fit(job, pretrain_job.build_seeded_method(context, stage, job))
     return saved
 
 

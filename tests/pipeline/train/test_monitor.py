@@ -44,11 +44,11 @@ def train(
     changes = {f"stages__pretrain__{key}": value for key, value in {**stage_keys, "watch": watch or {}}.items()}
     failures.fault_hook = stop_training
     try:
-        worker = StageContext.create(recipes.recipe(folder, encoder__norm="batch", **changes), store, on_ray=False)
-        stage: Any = worker.recipe.stages["pretrain"]
-        job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
-        learner = pretrain_job.build_seeded_method(worker, stage, job)
-        fit(job, learner, FeatureMonitor(worker, stage, stage.watch, job, learner))
+        context = StageContext.create(recipes.recipe(folder, encoder__norm="batch", **changes), store, on_ray=False)
+        stage: Any = context.recipe.stages["pretrain"]
+        job = pretrain_job.build_job(context, stage, StageInstance("pretrain", 3, "f", folder / "job"))
+        learner = pretrain_job.build_seeded_method(context, stage, job)
+        fit(job, learner, FeatureMonitor(context, stage, stage.watch, job, learner))
     except Stopped:
         return "stopped"
     finally:
@@ -95,12 +95,12 @@ def test_monitored_training_on_two_workers_is_bit_identical(pool: Pool, tmp_path
 
 
 def build_monitor(folder: Path, store: Store, **changes: Any) -> tuple[FeatureMonitor, Any]:
-    worker = StageContext.create(recipes.recipe(folder, **changes), store, on_ray=False)
-    stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
+    context = StageContext.create(recipes.recipe(folder, **changes), store, on_ray=False)
+    stage: Any = context.recipe.stages["pretrain"]
+    job = pretrain_job.build_job(context, stage, StageInstance("pretrain", 3, "f", folder / "job"))
     job.folder.mkdir(parents=True)
-    method = pretrain_job.build_seeded_method(worker, stage, job).train()
-    return FeatureMonitor(worker, stage, stage.watch, job, method), method
+    method = pretrain_job.build_seeded_method(context, stage, job).train()
+    return FeatureMonitor(context, stage, stage.watch, job, method), method
 
 
 @pytest.mark.parametrize("features", ["encoder", "head"])

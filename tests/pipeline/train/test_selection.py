@@ -69,10 +69,10 @@ def train_selected(folder: Path, store: Store, values: list[float], stop: int | 
 
     keys = {"keep": "best", "watch": {"every": 1}, "checkpoint_every": 1, **keys}
     changes = {f"stages__pretrain__{key}": value for key, value in keys.items()}
-    worker = StageContext.create(recipes.recipe(folder, **changes), store, on_ray=False)
-    stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
-    learner = pretrain_job.build_seeded_method(worker, stage, job)
+    context = StageContext.create(recipes.recipe(folder, **changes), store, on_ray=False)
+    stage: Any = context.recipe.stages["pretrain"]
+    job = pretrain_job.build_job(context, stage, StageInstance("pretrain", 3, "f", folder / "job"))
+    learner = pretrain_job.build_seeded_method(context, stage, job)
     monitor = ScriptedMonitor(values)
     monitor.learner = learner
     failures.fault_hook = stop_training

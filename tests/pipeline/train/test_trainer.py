@@ -116,9 +116,9 @@ def test_nonfinite_loss_raises_before_update(
         "stages__pretrain__log_every": log_every,
         "stages__pretrain__checkpoint_every": 2 if log_every > 1 else 1,
     }
-    worker = StageContext.create(recipes.recipe(tmp_path, **changes), digits, on_ray=False)
-    stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 0, "f", tmp_path / "job"))
+    context = StageContext.create(recipes.recipe(tmp_path, **changes), digits, on_ray=False)
+    stage: Any = context.recipe.stages["pretrain"]
+    job = pretrain_job.build_job(context, stage, StageInstance("pretrain", 0, "f", tmp_path / "job"))
     learner = ExplodingLearner()
     with pytest.raises(StopTraining, match=r"step 2 is not finite; nothing was updated by it") as stop:
         fit(job, learner)
@@ -151,9 +151,9 @@ def train_exploding_on_this_rank(folder: str, store: str, on_host: bool) -> str:
 
 
 def _train_exploding(folder: str, store: str) -> str:
-    worker = StageContext.create(recipes.recipe(Path(folder)), Store.open(Path(store)), on_ray=False)
-    stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 0, "f", Path(folder) / "job"))
+    context = StageContext.create(recipes.recipe(Path(folder)), Store.open(Path(store)), on_ray=False)
+    stage: Any = context.recipe.stages["pretrain"]
+    job = pretrain_job.build_job(context, stage, StageInstance("pretrain", 0, "f", Path(folder) / "job"))
     bad = int(job.plan.slice(0, 1, 1, 2)[0][0])
     try:
         fit(job, LearnerExplodingOnImage(bad))
@@ -209,10 +209,10 @@ def test_fp16_training_has_float32_weights_and_a_scaled_loss(tmp_path: Path, dig
 def test_step_that_overflows_in_fp16_is_skipped(tmp_path: Path, digits: Store) -> None:
     """The first scale is lowered until the gradient is finite: no weight becomes infinite on the way."""
     changes = {"stages__pretrain__precision": "fp16", "stages__pretrain__optimizer__lr": 1e-4}
-    worker = StageContext.create(recipes.recipe(tmp_path, **changes), digits, on_ray=False)
-    stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 3, "f", tmp_path / "job"))
-    trainer = Trainer(job, pretrain_job.build_seeded_method(worker, stage, job))
+    context = StageContext.create(recipes.recipe(tmp_path, **changes), digits, on_ray=False)
+    stage: Any = context.recipe.stages["pretrain"]
+    job = pretrain_job.build_job(context, stage, StageInstance("pretrain", 3, "f", tmp_path / "job"))
+    trainer = Trainer(job, pretrain_job.build_seeded_method(context, stage, job))
     trainer.backward.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = {name: weight.clone() for name, weight in trainer.learner.named_parameters()}
     stream, _ = open_batches(job, TrainOrder(job.plan, 0, 1, 0, 1), trainer.num_rows)

@@ -42,27 +42,27 @@ def test_learner_gets_only_labels_of_the_labelled_subset(
     tmp_path: Path, digits: Store, labelled: int, per_class: int | None, visible: int
 ) -> None:
     changes = {"stages__pretrain__labelled_per_batch": labelled, "stages__pretrain__labels_per_class": per_class}
-    worker = StageContext.create(recipes.recipe(tmp_path, **changes), digits, on_ray=False)
-    stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 0, "f", tmp_path / "job"))
+    context = StageContext.create(recipes.recipe(tmp_path, **changes), digits, on_ray=False)
+    stage: Any = context.recipe.stages["pretrain"]
+    job = pretrain_job.build_job(context, stage, StageInstance("pretrain", 0, "f", tmp_path / "job"))
     learner = RecordingLearner()
     fit(job, learner)
-    few = set(worker.splits.labelled_subset(stage, 0).tolist()) if labelled else set()
+    few = set(context.splits.labelled_subset(stage, 0).tolist()) if labelled else set()
     for batch in learner.seen:
         assert int((batch.labels >= 0).sum()) == visible
         assert torch.equal(torch.from_numpy(job.plan.ids)[batch.rows], batch.ids)
         for image_id, label in zip(batch.ids.tolist(), batch.labels.tolist(), strict=True):
-            assert label == (worker.splits.labels[image_id] if image_id in few else -1)
+            assert label == (context.splits.labels[image_id] if image_id in few else -1)
 
 
 def test_learner_gets_views_of_their_own_sizes_in_order(tmp_path: Path, digits: Store) -> None:
     views = [{"count": 2}, {"size": 5, "augment": [{"op": "random_crop"}]}, {"augment": [{"op": "center_crop"}]}]
-    worker = StageContext.create(recipes.recipe(tmp_path, stages__pretrain__views=views), digits, on_ray=False)
-    stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 0, "f", tmp_path / "job"))
+    context = StageContext.create(recipes.recipe(tmp_path, stages__pretrain__views=views), digits, on_ray=False)
+    stage: Any = context.recipe.stages["pretrain"]
+    job = pretrain_job.build_job(context, stage, StageInstance("pretrain", 0, "f", tmp_path / "job"))
     learner = RecordingLearner()
     fit(job, learner)
-    plain = worker.build_loader([worker.recipe.dataset.eval_augment], 0)
+    plain = context.build_loader([context.recipe.dataset.eval_augment], 0)
     for batch in learner.seen:
         assert [tuple(view.shape[1:]) for view in batch.views] == [(3, 8, 8), (3, 8, 8), (3, 5, 5), (3, 8, 8)]
         whole = to_batch(plain.load_once(batch.ids.numpy()), torch.device("cpu"))

@@ -31,23 +31,23 @@ def result_of(seed: int) -> dict[str, Any]:
 
 
 def tuned(tmp_path: Path, store: Store, name: str = "classify", **options: Any) -> tuple[StageContext, StageInstance]:
-    worker = StageContext.create(recipes.recipe(tmp_path, seeds=[0, 1]), store, on_ray=False)
+    context = StageContext.create(recipes.recipe(tmp_path, seeds=[0, 1]), store, on_ray=False)
     instance = finished(tmp_path, "finetune", 0, result_of(0))
     save_small_model(instance.folder / MODEL_FOLDER, name, **options)
-    return worker, instance
+    return context, instance
 
 
 def test_card_is_written_once_beside_the_model(tmp_path: Path, digits: Store) -> None:
-    worker, instance = tuned(tmp_path, digits)
-    text = write_model_card(worker, instance, [], [], {"finetune": "runs:/1"})
+    context, instance = tuned(tmp_path, digits)
+    text = write_model_card(context, instance, [], [], {"finetune": "runs:/1"})
     assert text == (instance.folder / MODEL_FOLDER / CARD_FILE).read_text("utf-8")
-    assert write_model_card(worker, instance, [], [], {"finetune": "runs:/1"}) is None
+    assert write_model_card(context, instance, [], [], {"finetune": "runs:/1"}) is None
 
 
 def test_card_has_classes_views_and_code(tmp_path: Path, digits: Store) -> None:
     options = {"seen": {"views": (({"op": "center_crop", "scale": 0.8},),), "levels": {"16-bit grey": (0.0, 4095.0)}}}
-    worker, instance = tuned(tmp_path, digits, **options)
-    text = render_model_card(worker, instance.folder / MODEL_FOLDER, instance, [], [], {"finetune": "runs:/1"})
+    context, instance = tuned(tmp_path, digits, **options)
+    text = render_model_card(context, instance.folder / MODEL_FOLDER, instance, [], [], {"finetune": "runs:/1"})
     for part in (
         "in the order of its outputs: `bee`, `cat`, `dog`.",
         'pipeline_tag: "image-classification"',
@@ -76,26 +76,26 @@ def test_card_has_classes_views_and_code(tmp_path: Path, digits: Store) -> None:
 def test_card_says_what_the_task_answers(
     tmp_path: Path, digits: Store, name: str, seen: dict[str, Any], part: str
 ) -> None:
-    worker, instance = tuned(tmp_path, digits, name, seen=seen)
-    assert part in render_model_card(worker, instance.folder / MODEL_FOLDER, instance, [], [], {})
+    context, instance = tuned(tmp_path, digits, name, seen=seen)
+    assert part in render_model_card(context, instance.folder / MODEL_FOLDER, instance, [], [], {})
 
 
 def test_scores_are_those_of_its_arm_and_seed_with_the_gain_of_all_seeds(tmp_path: Path, digits: Store) -> None:
-    worker, instance = tuned(tmp_path, digits)
+    context, instance = tuned(tmp_path, digits)
     siblings = [instance, finished(tmp_path, "finetune", 1, result_of(1))]
-    rows = score_rows(worker.recipe, siblings)
+    rows = score_rows(context.recipe, siblings)
     folder = instance.folder / MODEL_FOLDER
-    assert "Not measured" in render_model_card(worker, folder, instance, [], rows, {})
+    assert "Not measured" in render_model_card(context, folder, instance, [], rows, {})
     own = [replace(row, arm="scratch") for row in rows]
-    text = render_model_card(worker, folder, instance, siblings, own, {})
+    text = render_model_card(context, folder, instance, siblings, own, {})
     assert "| 75.00 | 25.00 (scratch) | +55.00 over 2" in text
-    assert "| 75.00" not in render_model_card(worker, folder, instance, siblings, rows, {}), "the arm is scratch"
+    assert "| 75.00" not in render_model_card(context, folder, instance, siblings, rows, {}), "the arm is scratch"
 
 
 def test_card_of_an_export_has_code_and_sums_of_every_format(tmp_path: Path, digits: Store) -> None:
     save_small_model(tmp_path / "model", "detect")
-    worker, instance = export_model(tmp_path, digits, tmp_path / "model", 32)
-    text = write_exported_card(worker, instance, [], [], {})
+    context, instance = export_model(tmp_path, digits, tmp_path / "model", 32)
+    text = write_exported_card(context, instance, [], [], {})
     assert text is not None
     assert "### Firstlight" in text
     assert "Not as ONNX: the detectors of torchvision choose boxes by their values" in text
@@ -106,14 +106,14 @@ def test_card_of_an_export_has_code_and_sums_of_every_format(tmp_path: Path, dig
 
 def test_licence_of_weights_governs_the_model_that_comes_from_them(tmp_path: Path, digits: Store) -> None:
     origin = {"source": "hf-hub:owner/name", "licence": "mit"}
-    worker, instance = tuned(tmp_path, digits, facts={"arm": "pretrained", "weights": origin})
-    text = render_model_card(worker, instance.folder / MODEL_FOLDER, instance, [], [], {})
+    context, instance = tuned(tmp_path, digits, facts={"arm": "pretrained", "weights": origin})
+    text = render_model_card(context, instance.folder / MODEL_FOLDER, instance, [], [], {})
     for part in ('license: "mit"', 'base_model: "owner/name"', "their licence governs it: `mit`"):
         assert part in text
 
 
 def test_names_of_classes_are_no_markup(tmp_path: Path, digits: Store) -> None:
     classes = ("a`b", "<script>alert(1)</script>", "c|d\n# e")
-    worker, instance = tuned(tmp_path, digits, classes=classes)
-    text = render_model_card(worker, instance.folder / MODEL_FOLDER, instance, [], [], {})
+    context, instance = tuned(tmp_path, digits, classes=classes)
+    text = render_model_card(context, instance.folder / MODEL_FOLDER, instance, [], [], {})
     assert "``a`b``, `<script>alert(1)</script>`, `c|d\\n# e`." in text

@@ -34,17 +34,17 @@ def exported(tmp_path: Path, store: Store, **changes: Any) -> tuple[StageContext
 
 
 def test_card_is_written_only_if_its_text_changes(tmp_path: Path, digits: Store) -> None:
-    worker, instance = exported(tmp_path, digits)
-    text = model_card.write_card(worker, instance, [], [], {"encoder": "runs:/1"})
+    context, instance = exported(tmp_path, digits)
+    text = model_card.write_card(context, instance, [], [], {"encoder": "runs:/1"})
     assert text is not None
     assert (instance.folder / EXPORT_FOLDER / CARD_FILE).read_text("utf-8") == text
-    assert model_card.write_card(worker, instance, [], [], {"encoder": "runs:/1"}) is None
-    assert "runs:/2" in (model_card.write_card(worker, instance, [], [], {"encoder": "runs:/2"}) or "")
+    assert model_card.write_card(context, instance, [], [], {"encoder": "runs:/1"}) is None
+    assert "runs:/2" in (model_card.write_card(context, instance, [], [], {"encoder": "runs:/2"}) or "")
 
 
 def test_card_has_method_budget_data_and_reasons_but_no_path(tmp_path: Path, digits: Store) -> None:
-    worker, instance = exported(tmp_path, digits)
-    text = model_card.render_card(worker, instance, [], [], {})
+    context, instance = exported(tmp_path, digits)
+    text = model_card.render_card(context, instance, [], [], {})
     for part in (
         "| `epochs` | `2` |",
         "No label was seen.",
@@ -57,11 +57,11 @@ def test_card_has_method_budget_data_and_reasons_but_no_path(tmp_path: Path, dig
 
 
 def test_encoder_of_a_fine_tuning_names_its_task_and_start(tmp_path: Path, digits: Store) -> None:
-    worker, instance = exported(tmp_path, digits)
+    context, instance = exported(tmp_path, digits)
     facts = {"task": {"name": "classify", "train": "all"}, "arm": "scratch", "store": digits.hash, "seed": 3}
     assert instance.encoder is not None
-    save_encoder(Encoder(worker.recipe.network_spec, 8), instance.encoder, facts)
-    text = model_card.render_card(worker, instance, [], [], {})
+    save_encoder(Encoder(context.recipe.network_spec, 8), instance.encoder, facts)
+    text = model_card.render_card(context, instance, [], [], {})
     for part in ("With labels, by a fine-tuning from `scratch`, with seed 3", '| `name` | `"classify"` |'):
         assert part in text
     assert "No label was seen" not in text
@@ -69,8 +69,8 @@ def test_encoder_of_a_fine_tuning_names_its_task_and_start(tmp_path: Path, digit
 
 
 def test_length_in_steps_is_shown_in_steps_alone(tmp_path: Path, digits: Store) -> None:
-    worker, instance = exported(tmp_path, digits, stages__pretrain__epochs=None, stages__pretrain__steps=1234)
-    text = model_card.render_card(worker, instance, [], [], {})
+    context, instance = exported(tmp_path, digits, stages__pretrain__epochs=None, stages__pretrain__steps=1234)
+    text = model_card.render_card(context, instance, [], [], {})
     assert "| `steps` | `1234` |" in text
     assert "| `epochs` |" not in text
 
@@ -78,26 +78,26 @@ def test_length_in_steps_is_shown_in_steps_alone(tmp_path: Path, digits: Store) 
 def test_labels_of_a_semi_supervised_training_are_mentioned(tmp_path: Path, digits: Store) -> None:
     labels = {"stages__pretrain__labelled_per_batch": 8, "stages__pretrain__labels_per_class": 4}
     method = {"stages__pretrain__method": {"name": "clustering_locality"}}
-    worker, instance = exported(tmp_path, digits, **labels, **method)
-    text = model_card.render_card(worker, instance, [], [], {})
+    context, instance = exported(tmp_path, digits, **labels, **method)
+    text = model_card.render_card(context, instance, [], [], {})
     assert "Labels were seen" in text
     assert "| `labelled_per_batch` | `8` |" in text
 
 
 def test_scores_are_those_of_the_same_seed_with_the_gain_over_all_seeds(tmp_path: Path, digits: Store) -> None:
-    worker, instance = exported(tmp_path, digits, seeds=[0, 1])
+    context, instance = exported(tmp_path, digits, seeds=[0, 1])
     siblings = [finished(tmp_path, "evaluate", seed, evaluated(seed / 10)) for seed in (0, 1)]
-    rows = score_rows(worker.recipe, siblings)
-    text = model_card.render_card(worker, instance, siblings, rows, {})
+    rows = score_rows(context.recipe, siblings)
+    text = model_card.render_card(context, instance, siblings, rows, {})
     row = next(line for line in text.splitlines() if line.startswith("| evaluate |"))
     assert "| 50.00 | 10.00 (random" in row
     assert "+40.00 over 2" in row
 
 
 def test_scores_of_given_weights_are_not_called_those_of_this_encoder(tmp_path: Path, digits: Store) -> None:
-    worker, instance = exported(tmp_path, digits, seeds=[0, 1, 2], encoder__weights="/weights.safetensors")
+    context, instance = exported(tmp_path, digits, seeds=[0, 1, 2], encoder__weights="/weights.safetensors")
     siblings = finish_arms(tmp_path, "evaluate")
-    text = model_card.render_card(worker, instance, siblings, score_rows(worker.recipe, siblings), {})
+    text = model_card.render_card(context, instance, siblings, score_rows(context.recipe, siblings), {})
     cells = [line.split(" | ")[1:4] for line in text.splitlines() if line.startswith("| evaluate | kNN")]
     assert cells == [
         ["kNN (k=5), against given", "82.00", "81.00 (given weights)"],
@@ -106,11 +106,11 @@ def test_scores_of_given_weights_are_not_called_those_of_this_encoder(tmp_path: 
 
 
 def test_existing_weights_are_reported_and_their_licence_governs(tmp_path: Path, digits: Store) -> None:
-    worker, instance = exported(tmp_path, digits, encoder__weights="/my/weights.pth", encoder__licence="cc-by-nc-4.0")
+    context, instance = exported(tmp_path, digits, encoder__weights="/my/weights.pth", encoder__licence="cc-by-nc-4.0")
     assert instance.encoder is not None
     facts = {"method": {"name": "nat"}, "weights": {"source": "weights.pth", "sha256": "ab12"}, "seed": 0}
-    save_encoder(Encoder(worker.recipe.network_spec, 8), instance.encoder, facts)
-    text = model_card.render_card(worker, instance, [], [], {})
+    save_encoder(Encoder(context.recipe.network_spec, 8), instance.encoder, facts)
+    text = model_card.render_card(context, instance, [], [], {})
     assert 'license: "cc-by-nc-4.0"' in text
     section = text[text.index("## Licence and limits") :]
     for part in ("their licence governs it: `cc-by-nc-4.0`", "| source | `weights.pth` |", "| `ab12` |"):
@@ -120,10 +120,10 @@ def test_existing_weights_are_reported_and_their_licence_governs(tmp_path: Path,
 
 
 def test_weights_as_they_came_were_not_learned_here(tmp_path: Path, digits: Store) -> None:
-    worker, instance = exported(tmp_path, digits, encoder__weights="/my/weights.pth", stages__export__encoder="given")
+    context, instance = exported(tmp_path, digits, encoder__weights="/my/weights.pth", stages__export__encoder="given")
     assert instance.encoder is not None
-    save_encoder(Encoder(worker.recipe.network_spec, 8), instance.encoder, {"weights": {"sha256": "ab12"}})
-    text = model_card.render_card(worker, instance, [], [], {})
+    save_encoder(Encoder(context.recipe.network_spec, 8), instance.encoder, {"weights": {"sha256": "ab12"}})
+    text = model_card.render_card(context, instance, [], [], {})
     for part in (
         "existing weights as they came",
         "| source | `weights.pth` |",
@@ -136,8 +136,8 @@ def test_weights_as_they_came_were_not_learned_here(tmp_path: Path, digits: Stor
 
 
 def test_network_from_fresh_weights_has_the_licence_of_none(tmp_path: Path, digits: Store) -> None:
-    worker, instance = exported(tmp_path, digits)
-    text = model_card.render_card(worker, instance, [], [], {})
+    context, instance = exported(tmp_path, digits)
+    text = model_card.render_card(context, instance, [], [], {})
     assert 'license: "unknown"' in text
     assert "licence of these weights is unknown" in text[text.index("## Licence and limits") :]
 

@@ -45,13 +45,13 @@ def test_chart_of_one_seed_has_no_intervals_and_no_chart_is_of_nothing() -> None
 
 def test_steps_are_those_of_the_stored_results(tmp_path: Path, digits: Store) -> None:
     recipe = recipes.recipe(tmp_path)
-    worker = StageContext.create(recipe, digits, on_ray=False)
+    context = StageContext.create(recipe, digits, on_ray=False)
     trained, scored = finished(tmp_path, "pretrain", 0, {}), finished(tmp_path, "evaluate", 0, evaluated(0.1))
     unfinished = finished(tmp_path, "finetune", 0, None)
     note = {"note": "features have collapsed: rank 1.2; different images have nearly the same features"}
     (trained.folder / METRICS_FILE).write_text(json.dumps(note) + "\n")
     rows, known = score_rows(recipe, [trained, scored]), [trained, scored, unfinished]
-    found = list_next_steps(worker, rows, known, tmp_path / "recipe.yaml")
+    found = list_next_steps(context, rows, known, tmp_path / "recipe.yaml")
     assert found is not None
     assert found.folder == str(Path.cwd())
     missing, collapse, seeds = found.steps
@@ -62,11 +62,11 @@ def test_steps_are_those_of_the_stored_results(tmp_path: Path, digits: Store) ->
 
 def test_helping_encoder_is_that_of_the_first_seed(tmp_path: Path, digits: Store) -> None:
     recipe = recipes.recipe(tmp_path, seeds=[0, 1, 2])
-    worker = StageContext.create(recipe, digits, on_ray=False)
+    context = StageContext.create(recipe, digits, on_ray=False)
     trained = [finished(tmp_path, "pretrain", seed, {}) for seed in (0, 1, 2)]
     scored = [finished(tmp_path, "evaluate", seed, evaluated(seed / 100)) for seed in (0, 1, 2)]
     tuned = [finished(tmp_path, "finetune", seed, {}) for seed in (0, 1, 2)]
-    found = list_next_steps(worker, judged(compared(HIGH)), [*trained, *scored, *tuned], tmp_path / "recipe.yaml")
+    found = list_next_steps(context, judged(compared(HIGH)), [*trained, *scored, *tuned], tmp_path / "recipe.yaml")
     assert found is not None
     assert f'fl.load_encoder("{trained[0].folder / "encoder"}")' in found.steps[0].command
 
@@ -75,5 +75,5 @@ def test_block_of_next_steps_is_left_out_if_there_are_none(tmp_path: Path, digit
     raw = {**recipes.RECIPE["encoder"], "weights": "/w.safetensors"}
     stages = {"embed": {"kind": "embed"}}
     recipe = recipes.recipe(tmp_path, encoder=raw, stages=stages)
-    worker = StageContext.create(recipe, digits, on_ray=False)
-    assert list_next_steps(worker, [], [finished(tmp_path, "embed", 0, {})], tmp_path / "recipe.yaml") is None
+    context = StageContext.create(recipe, digits, on_ray=False)
+    assert list_next_steps(context, [], [finished(tmp_path, "embed", 0, {})], tmp_path / "recipe.yaml") is None

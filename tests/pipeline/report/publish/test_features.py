@@ -36,8 +36,8 @@ def test_a_large_index_is_logged_by_its_manifest_only(
 ) -> None:
     monkeypatch.setattr(features, "MAX_LOGGED_INDEX_BYTES", limit)
     recipe = recipes.recipe(tmp_path, stages__retrieve={"kind": "retrieve"})
-    worker = StageContext.create(recipe, digits, on_ray=False)
-    query, *others = worker.splits.train[:4].tolist()
+    context = StageContext.create(recipe, digits, on_ray=False)
+    query, *others = context.splits.train[:4].tolist()
     shown = {"shown": [[query, others]], "precision": {"1": 0.5}, "mean_average_precision": 0.25}
     instance = finished(tmp_path, "retrieve", 0, {"pretrained": shown, "random": shown})
     (instance.folder / INDEX_FOLDER).mkdir()
@@ -45,7 +45,7 @@ def test_a_large_index_is_logged_by_its_manifest_only(
         (instance.folder / INDEX_FOLDER / name).write_bytes(b"x" * 10)
     tracking: Any = RecordedTracking()
     stage: Any = recipe.stages["retrieve"]
-    RetrievePublisher().publish(tracking, "run", worker, stage, instance)
+    RetrievePublisher().publish(tracking, "run", context, stage, instance)
     assert tracking.files[INDEX_FOLDER] == logged
     assert tracking.results["pretrained/precision_at_1"] == 0.5
     assert tracking.results["random/mean_average_precision"] == 0.25

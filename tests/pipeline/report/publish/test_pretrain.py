@@ -21,20 +21,20 @@ def test_rounds_of_a_length_in_steps_are_drawn_as_periods_of_epochs(
 ) -> None:
     method = {"name": "super_and", "dim": 8, "rounds": 2}
     length = {"stages__pretrain__epochs": None, "stages__pretrain__steps": 12}
-    worker = StageContext.create(recipes.recipe(tmp_path, stages__pretrain__method=method, **length), digits, False)
+    context = StageContext.create(recipes.recipe(tmp_path, stages__pretrain__method=method, **length), digits, False)
     drawn: list[Plot] = []
     monkeypatch.setattr(module.curves, "plot_loss", lambda rows: None)
     monkeypatch.setattr(module.curves, "plot_speed", lambda rows: None)
     monkeypatch.setattr(module.curves, "plot_periods", lambda rows, plot: drawn.append(plot))
-    stage: Any = worker.recipe.stages["pretrain"]
-    _add_curves(mock.Mock(), worker, stage, StageInstance("pretrain", 0, "f", tmp_path))
+    stage: Any = context.recipe.stages["pretrain"]
+    _add_curves(mock.Mock(), context, stage, StageInstance("pretrain", 0, "f", tmp_path))
     assert [(plot.unit, plot.every) for plot in drawn] == [("round", 2)], "4 epochs of 3 steps"
 
 
 def test_views_differ_between_epochs_and_are_in_the_range_of_the_network(tmp_path: Path, digits: Store) -> None:
-    worker = StageContext.create(recipes.recipe(tmp_path), digits, on_ray=False)
-    stage: Any = worker.recipe.stages["pretrain"]
-    grid = _load_views(worker, stage, StageInstance("pretrain", 0, "f", tmp_path))
+    context = StageContext.create(recipes.recipe(tmp_path), digits, on_ray=False)
+    stage: Any = context.recipe.stages["pretrain"]
+    grid = _load_views(context, stage, StageInstance("pretrain", 0, "f", tmp_path))
     assert [row.caption for row in grid.rows] == ["epoch 1", "epoch 2"]
     first, second = (row.images for row in grid.rows)
     assert first.shape == second.shape == (8, 3, 8, 8)

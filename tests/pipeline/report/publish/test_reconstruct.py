@@ -17,7 +17,7 @@ from tests.support.stage_results import finished
 
 def test_ratio_and_figures_are_published(tmp_path: Path, digits: Store) -> None:
     recipe = recipes.recipe(tmp_path, stages__again={"kind": "reconstruct"})
-    worker = StageContext.create(recipe, digits, on_ray=False)
+    context = StageContext.create(recipe, digits, on_ray=False)
     instance = finished(tmp_path, "again", 0, {"images": 9, "psnr": {"test": 21.5}})
     row = ImageRow("clean", torch.rand(2, 3, 8, 8))
     save_pictures(
@@ -26,6 +26,6 @@ def test_ratio_and_figures_are_published(tmp_path: Path, digits: Store) -> None:
     )
     tracking: Any = RecordedTracking()
     stage: Any = recipe.stages["again"]
-    ReconstructPublisher().publish(tracking, "run", worker, stage, instance)
+    ReconstructPublisher().publish(tracking, "run", context, stage, instance)
     assert tracking.results == {"psnr_test": 21.5}
     assert {"reconstructions.png", "feature_maps.png"} <= set(tracking.files["figures"])
