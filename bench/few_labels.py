@@ -3,7 +3,8 @@
 FOLDER has a folder for each class. A small convolutional network is fine-tuned from saved weights and from scratch,
 with two learning rates each: four trainings, which are scored on held-out images, and the better rate of each start on
 test images. The bare loop has torchvision's ImageFolder with its transforms for Pillow, a DataLoader with a process,
-and SGD. Ours is the stage `finetune` with the store that it needs, in one process and in as many as there are CPUs. The
+and SGD. Ours is the stage `finetune` with the store that it needs, in one process, in as many as there are CPUs, and in
+as many with the number format that `firstlight init` writes, which is bfloat16 where a CPU multiplies tiles of it. The
 arms take turns, each in a process of its own, and the CPU seconds count those of the processes that it starts.
 """
 
@@ -38,6 +39,7 @@ from bench.peers import read_tree_seconds
 from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.prepare.prepare import prepare
+from firstlight.pipeline.run.auto_scale import resolve_scale
 from firstlight.pipeline.run.bounded_store import find_recipe_side
 from firstlight.pipeline.run.launch import launch_instances
 from firstlight.pipeline.run.launching.side_processes import SideProcesses, count_side_processes
@@ -45,7 +47,18 @@ from firstlight.pipeline.stages.artifacts.encoder_folder import save_encoder
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.tasks.nn.encoders import Encoder
 
-FEW_LABEL_ARMS = BARE_LOOP, ONE_PROCESS, ALL_CPUS = "torch's loop", "ours, one process", "ours, all CPUs"
+FEW_LABEL_ARMS = BARE_LOOP, ONE_PROCESS, ALL_CPUS, AS_INIT = (
+    "torch's loop",
+    "ours, one process",
+    "ours, all CPUs",
+    "ours, all CPUs, as init",
+)
+# The processes and the number format of ours.
+OUR_SPEEDS: dict[str, tuple[int | str, str]] = {
+    ONE_PROCESS: (1, "fp32"),
+    ALL_CPUS: ("auto", "fp32"),
+    AS_INIT: ("auto", "auto"),
+}
 TRIED_RATES, SMALL_NETWORK = (0.03, 0.1), {"name": "convnet", "width": 16, "depth": 4}
 FEW_LABEL_BATCH, HELD_OUT_SHARE, SAVED_SEED = 32, 0.2, 7
 
@@ -60,9 +73,9 @@ class FewLabelSetting:
     side: int
 
 
-def make_few_labels_recipe(setting: FewLabelSetting, storage: Path, processes: int | str) -> Recipe:
+def make_few_labels_recipe(setting: FewLabelSetting, storage: Path, processes: int | str, precision: str) -> Recipe:
     """Returns the recipe of the stage `finetune` in this process and, with `processes`, in others beside it."""
-    return parse_recipe(
+    recipe = parse_recipe(
         {
             "name": "few_labels",
             "storage": str(storage),
@@ -91,17 +104,19 @@ def make_few_labels_recipe(setting: FewLabelSetting, storage: Path, processes: i
                     "epochs": setting.epochs,
                     "batch_size": FEW_LABEL_BATCH,
                     "channels_last": True,
+                    "precision": precision,
                     "learning_rates": list(TRIED_RATES),
                     "optimizer": {"name": "SGD", "lr": TRIED_RATES[0], "momentum": 0.9},
                 }
             },
         }
     )
+    return resolve_scale(recipe)[0]
 
 
-def run_our_stage(setting: FewLabelSetting, storage: Path, processes: int | str) -> dict[str, Any]:
+def run_our_stage(setting: FewLabelSetting, storage: Path, processes: int | str, precision: str) -> dict[str, Any]:
     """Writes the store and runs the stage. Returns its result."""
-    recipe = make_few_labels_recipe(setting, storage, processes)
+    recipe = make_few_labels_recipe(setting, storage, processes, precision)
     # Other weights than those of the start from scratch: two trainings from the same network would be one.
     torch.manual_seed(SAVED_SEED)
     save_encoder(Encoder(recipe.network_spec, setting.side), storage / "encoder", {})
@@ -189,7 +204,7 @@ def run_few_labels_arm(arm: str, setting: FewLabelSetting) -> dict[str, float]:
         if arm == BARE_LOOP:
             accuracy = sum(BareLoop(setting).run().values()) / 2
         else:
-            result = run_our_stage(setting, Path(folder), 1 if arm == ONE_PROCESS else "auto")
+            result = run_our_stage(setting, Path(folder), *OUR_SPEEDS[arm])
             accuracy = sum(result[start]["test"] for start in ("pretrained", "scratch")) / 2
     return {"wall_s": time.perf_counter() - begun, "cpu_s": read_tree_seconds() - used, "accuracy": accuracy}
 

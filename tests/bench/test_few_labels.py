@@ -1,11 +1,13 @@
 """The comparison of few-label fine-tunings: each arm makes the same trainings, and its seconds are counted."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench import few_labels
-from bench.few_labels import FEW_LABEL_ARMS, BareLoop, FewLabelSetting
+from bench.few_labels import AS_INIT, FEW_LABEL_ARMS, ONE_PROCESS, OUR_SPEEDS, BareLoop, FewLabelSetting
+from firstlight.pipeline.run import auto_scale
 from firstlight.pipeline.train.checkpoint import Checkpoints
 from tests.support.photograph_folders import make_photograph
 from tests.support.state_hash import hash_state
@@ -22,7 +24,7 @@ def setting(tmp_path: Path) -> FewLabelSetting:
 
 
 def test_arms_fine_tune_as_often_on_as_many_images(setting: FewLabelSetting, tmp_path: Path) -> None:
-    result = few_labels.run_our_stage(setting, tmp_path / "ours", 1)
+    result = few_labels.run_our_stage(setting, tmp_path / "ours", *OUR_SPEEDS[ONE_PROCESS])
     starts = ("pretrained", "scratch")
     assert sorted(result["tried"]) == [f"{start}-lr{rate}" for start in starts for rate in few_labels.TRIED_RATES]
     assert result["labels"] == 33
@@ -35,6 +37,18 @@ def test_arms_fine_tune_as_often_on_as_many_images(setting: FewLabelSetting, tmp
     found = bare.run()
     assert tuple(found) == starts
     assert all(0.0 <= value <= 1.0 for value in found.values())
+
+
+@pytest.mark.parametrize("has_tiles", [False, True])
+def test_the_number_format_is_chosen_as_for_a_recipe_of_init(
+    setting: FewLabelSetting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_tiles: bool
+) -> None:
+    monkeypatch.setattr(auto_scale, "multiplies_bf16_tiles", lambda: has_tiles)
+    stages: list[Any] = [
+        few_labels.make_few_labels_recipe(setting, tmp_path, *OUR_SPEEDS[arm]).stages["finetune"]
+        for arm in (ONE_PROCESS, AS_INIT)
+    ]
+    assert [stage.precision for stage in stages] == ["fp32", "bf16" if has_tiles else "fp32"]
 
 
 def read_weights(folder: Path) -> str:
