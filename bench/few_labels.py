@@ -47,7 +47,7 @@ from firstlight.pipeline.stages.artifacts.encoder_folder import save_encoder
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.tasks.nn.encoders import Encoder
 
-FEW_LABEL_ARMS = BARE_LOOP, ONE_PROCESS, ALL_CPUS, AS_INIT = (
+FEW_LABEL_ARMS = BARE_LOOP, ONE_PROCESS, ALL_CPUS, INIT_SPEED = (
     "torch's loop",
     "ours, one process",
     "ours, all CPUs",
@@ -57,7 +57,7 @@ FEW_LABEL_ARMS = BARE_LOOP, ONE_PROCESS, ALL_CPUS, AS_INIT = (
 OUR_SPEEDS: dict[str, tuple[int | str, str]] = {
     ONE_PROCESS: (1, "fp32"),
     ALL_CPUS: ("auto", "fp32"),
-    AS_INIT: ("auto", "auto"),
+    INIT_SPEED: ("auto", "auto"),
 }
 TRIED_RATES, SMALL_NETWORK = (0.03, 0.1), {"name": "convnet", "width": 16, "depth": 4}
 FEW_LABEL_BATCH, HELD_OUT_SHARE, SAVED_SEED = 32, 0.2, 7

@@ -3,6 +3,7 @@
 `python -m bench.peer_features --cifar FOLDER --output rows.jsonl` trains the encoder of conf/recipe/study.yaml on its
 training images of CIFAR-10, with the settings of its stage `simclr`, which are those of lightly's benchmark:
 
+\b
     ours        in our training loop
     lightly     as lightly's examples do: torchvision's ImageFolder, its SimCLRTransform, a DataLoader with processes
                 that load images, its head and its loss
@@ -58,7 +59,7 @@ FEATURE_PEERS = (LIGHTLY, LIGHTLY_TRAIN)
 CPU = torch.device("cpu")
 # The weight decays of the stage `evaluate`.
 PROBE_DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)
-# What arms are equal in, and its name in a row.
+# Each budget that arms share, and its name in a row.
 SECONDS, CPU_SECONDS = "seconds", "cpu-seconds"
 BUDGETS = {SECONDS: "wall_s", CPU_SECONDS: "cpu_s"}
 

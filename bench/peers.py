@@ -3,11 +3,13 @@
 The arms have the same network (a small one of timm, so that the images count), images, augmentation and batch. Each has
 one process that trains and, but for ours, which loads images in a thread, one that loads images:
 
+\b
     torch           torchvision's ImageFolder under a DataLoader, and a bare loop of SGD on the cross-entropy of the
                     class folders; ours is the same loss in our training loop
     lightly         SimCLR as in lightly's examples; ours is the method `simclr`
     lightly-train   `lightly_train.pretrain` with SimCLR, if it is installed; the same of ours
 
+\b
     network alone   the bare loop of a peer on one batch that stays in memory, on one CPU that keeps the memory it
                     frees: nobody is faster with this network
 
@@ -56,7 +58,7 @@ PEER_MODEL, PEER_FEATURES = "test_resnet", 96
 PEER_CROP = {"op": "random_resized_crop", "scale": [0.2, 1.0]}
 # The share of the area that SimCLR's crops have in lightly.
 SIMCLR_CROP = {"op": "random_resized_crop", "scale": [0.08, 1.0]}
-# What is written behind an arm that has the settings of `firstlight init`.
+# The end of the name of an arm that has the settings of `firstlight init`.
 AS_INIT = ", as init"
 # Megabytes of decoded photographs: those of the tests take more than the default of `stream.resident_mb`.
 HELD_MB = 2048

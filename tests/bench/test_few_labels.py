@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bench import few_labels
-from bench.few_labels import AS_INIT, FEW_LABEL_ARMS, ONE_PROCESS, OUR_SPEEDS, BareLoop, FewLabelSetting
+from bench.few_labels import FEW_LABEL_ARMS, INIT_SPEED, ONE_PROCESS, OUR_SPEEDS, BareLoop, FewLabelSetting
 from firstlight.pipeline.run import auto_scale
 from firstlight.pipeline.train.checkpoint import Checkpoints
 from tests.support.photograph_folders import make_photograph
@@ -46,7 +46,7 @@ def test_the_number_format_is_chosen_as_for_a_recipe_of_init(
     monkeypatch.setattr(auto_scale, "multiplies_bf16_tiles", lambda: has_tiles)
     stages: list[Any] = [
         few_labels.make_few_labels_recipe(setting, tmp_path, *OUR_SPEEDS[arm]).stages["finetune"]
-        for arm in (ONE_PROCESS, AS_INIT)
+        for arm in (ONE_PROCESS, INIT_SPEED)
     ]
     assert [stage.precision for stage in stages] == ["fp32", "bf16" if has_tiles else "fp32"]
 
