@@ -115,15 +115,14 @@ def load_study(cifar: Path, storage: Path, budget: str, *changes: str) -> tuple[
     return StageContext.create(recipe, store, on_ray=False, device=CPU), recipe.stages[SIMCLR_STAGE]
 
 
-def train_ours_for(context: StageContext, stage: Any, seed: int, epochs: int, folder: Path) -> TrainedPeer:
+def train_ours_for(context: StageContext, stage: Any, seed: int, folder: Path) -> TrainedPeer:
     """Trains in our loop, without its measurements of features on the way."""
-    changes = {"epochs": epochs, "watch": stage.watch.model_copy(update={"every": 0})}
-    shorter = stage.model_copy(update=changes)
-    job = pretrain_job.build_job(context, shorter, StageInstance(SIMCLR_STAGE, seed, "bench", folder))
-    method = pretrain_job.build_seeded_method(context, shorter, job)
+    unwatched = stage.model_copy(update={"watch": stage.watch.model_copy(update={"every": 0})})
+    job = pretrain_job.build_job(context, unwatched, StageInstance(SIMCLR_STAGE, seed, "bench", folder))
+    method = pretrain_job.build_seeded_method(context, unwatched, job)
     before = TrainingTime.read()
     fit(job, method)
-    return TrainedPeer(method.exported_encoder(), epochs, *TrainingTime.read().since(before))
+    return TrainedPeer(method.exported_encoder(), stage.epochs, *TrainingTime.read().since(before))
 
 
 def train_lightly_on(context: StageContext, stage: Any, seed: int, root: Path) -> TrainedPeer:
@@ -258,7 +257,7 @@ def score_encoder(context: StageContext, encoder: Encoder) -> dict[str, float]:
     return {"knn": found["knn"]["test"], "probe": found["probe"]["test"]}
 
 
-def make_row(context: StageContext, stage: Any, arm: str, seed: int, epochs: int) -> dict[str, Any]:
+def make_row(context: StageContext, stage: Any, arm: str, seed: int) -> dict[str, Any]:
     """Trains one arm with a seed, in this process, and returns its row."""
     storage = Path(context.recipe.storage)
     root = write_class_folders(context, storage / "files")
@@ -268,13 +267,13 @@ def make_row(context: StageContext, stage: Any, arm: str, seed: int, epochs: int
         trained = train_lightly_train_on(context, stage, seed, root)
     else:
         with tempfile.TemporaryDirectory(dir=storage) as folder:
-            trained = train_ours_for(context, stage, seed, epochs, Path(folder) / "job")
+            trained = train_ours_for(context, stage, seed, Path(folder) / "job")
     length = {"epochs": trained.epochs, "wall_s": trained.wall_s, "cpu_s": trained.cpu_s}
     return {"arm": arm, "seed": seed, **length, **score_encoder(context, trained.encoder)}
 
 
 def compare_simclr(
-    study_epochs: int,
+    epochs: int,
     seeds: Sequence[int],
     file: Path,
     make: Callable[[str, int, int], dict[str, Any]],
@@ -289,14 +288,14 @@ def compare_simclr(
     lines = file.read_text("utf-8").splitlines() if file.exists() else []
     rows = {(row["arm"], row["seed"]): row for row in map(json.loads, lines)}
     for seed in seeds:
-        lengths = dict.fromkeys((OURS, *peers), study_epochs)
+        lengths = dict.fromkeys((OURS, *peers), epochs)
         for arm in list_arms(peers):
             if (arm, seed) not in rows:
                 rows[arm, seed] = make(arm, seed, lengths[arm])
                 append_json_line(file, rows[arm, seed])
             if arm in peers:
                 share = rows[arm, seed][taken] / rows[OURS, seed][taken]
-                lengths[name_longer(arm)] = max(int(study_epochs * share), 1)
+                lengths[name_longer(arm)] = max(int(epochs * share), 1)
     return [rows[arm, seed] for arm in list_arms(peers) for seed in seeds]
 
 
@@ -324,7 +323,7 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> Table:
 )
 @click.option("--budget", type=click.Choice(list(BUDGETS)), default=SECONDS, show_default=True)
 @click.option("--arm", type=click.Choice(list_arms(FEATURE_PEERS)), hidden=True)
-@click.option("--epochs", type=int, hidden=True)
+@click.option("--epochs", type=click.IntRange(min=1), help="Those of the others.  [default: those of the study]")
 def main(
     cifar: Path,
     output: Path,
@@ -336,9 +335,10 @@ def main(
     epochs: int | None,
 ) -> None:
     """Trains what is missing, each in a process of its own, and prints the means of all arms."""
-    context, stage = load_study(cifar, storage.resolve(), budget)
-    if arm is not None and epochs is not None:
-        print(json.dumps(make_row(context, stage, arm, seeds[0], epochs)))
+    length = (f"stages.{SIMCLR_STAGE}.epochs={epochs}",) if epochs else ()
+    context, stage = load_study(cifar, storage.resolve(), budget, *length)
+    if arm is not None:
+        print(json.dumps(make_row(context, stage, arm, seeds[0])))
         return
     console = Console(width=120)
     compared = [peer for peer in peers if find_spec(peer.replace("-", "_")) is not None]

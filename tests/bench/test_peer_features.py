@@ -76,7 +76,8 @@ def check_trained(context: StageContext, trained: TrainedPeer, epochs: int) -> N
 
 def test_ours_trains_the_study_s_network_as_long_as_asked(study: tuple[StageContext, Any], tmp_path: Path) -> None:
     context, stage = study
-    check_trained(context, peer_features.train_ours_for(context, stage, 0, 2, tmp_path / "job"), 2)
+    longer = stage.model_copy(update={"epochs": 2})
+    check_trained(context, peer_features.train_ours_for(context, longer, 0, tmp_path / "job"), 2)
 
 
 @pytest.mark.skipif(find_spec("lightly") is None, reason="lightly is not installed")
@@ -107,12 +108,12 @@ def test_lightly_train_gets_the_map_of_the_encoder_and_its_mean(study: tuple[Sta
 
 def test_a_row_has_the_scores_of_its_arm(study: tuple[StageContext, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     context, stage = study
-    monkeypatch.setattr(peer_features, "train_ours_for", lambda *asked: TrainedPeer(NO_ENCODER, asked[3], 2.0, 2.5))
+    monkeypatch.setattr(peer_features, "train_ours_for", lambda *asked: TrainedPeer(NO_ENCODER, 9, 2.0, 2.5))
     monkeypatch.setattr(peer_features, "train_lightly_on", lambda *asked: TrainedPeer(NO_ENCODER, 1, 5.0, 7.0))
     monkeypatch.setattr(peer_features, "train_lightly_train_on", lambda *asked: TrainedPeer(NO_ENCODER, 1, 6.0, 8.0))
     monkeypatch.setattr(peer_features, "score_encoder", lambda context, encoder: {"knn": 0.5, "probe": 0.6})
     scores = {"knn": 0.5, "probe": 0.6}
-    made = [peer_features.make_row(context, stage, arm, 3, 9) for arm in (OURS, LIGHTLY, LIGHTLY_TRAIN)]
+    made = [peer_features.make_row(context, stage, arm, 3) for arm in (OURS, LIGHTLY, LIGHTLY_TRAIN)]
     assert made == [
         {"arm": OURS, "seed": 3, "epochs": 9, "wall_s": 2.0, "cpu_s": 2.5, **scores},
         {"arm": LIGHTLY, "seed": 3, "epochs": 1, "wall_s": 5.0, "cpu_s": 7.0, **scores},
