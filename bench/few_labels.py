@@ -35,7 +35,7 @@ from torchvision.transforms import (
 )
 
 from bench.own_process import run_in_own_process
-from bench.peers import read_tree_seconds
+from bench.turns import read_tree_seconds
 from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.prepare.prepare import prepare

@@ -23,7 +23,7 @@ from rich.table import Table
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from bench.peers import PEER_CROP, list_simclr_ops, read_tree_seconds
+from bench.peers import PEER_CROP, list_simclr_ops
 from bench.photographs import (
     PHOTOGRAPH_BATCH,
     PHOTOGRAPH_SCALE,
@@ -34,6 +34,7 @@ from bench.photographs import (
     prepare_photographs,
 )
 from bench.timed_training import StepRate
+from bench.turns import read_tree_seconds
 from firstlight.pipeline.data.loader import Loader
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.stream import LoadingOptions, TrainOrder, stream_batches

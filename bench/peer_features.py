@@ -39,7 +39,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 
-from bench.peers import read_tree_seconds
+from bench.turns import read_tree_seconds
 from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.data.prepare.prepare import prepare
 from firstlight.pipeline.files import append_json_line

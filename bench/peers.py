@@ -16,22 +16,20 @@ one process that trains and, but for ours, which loads images in a thread, one t
 Ours, and the network alone, also have an arm with the settings that `firstlight init` writes, which peers leave to
 their users: `channels_last`, and bfloat16 on a CPU that multiplies tiles of it.
 
-Arms take turns, each in a process of its own. The first steps of each do not count. CPU seconds are those of all
-processes of an arm.
+Arms take turns of some seconds, each in a process of its own, which stands still while others have theirs. The first
+steps of each do not count. CPU seconds are those of all processes of an arm.
 """
 
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
-import psutil
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
@@ -41,9 +39,9 @@ from torch import Tensor, nn
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from bench.own_process import run_in_own_process
 from bench.photographs import link_photographs, prepare_photographs
 from bench.timed_training import make_timed_recipe
+from bench.turns import ArmCall, StepCounter, TurnTotals, measure_in_turns
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
@@ -60,19 +58,21 @@ PEER_CROP = {"op": "random_resized_crop", "scale": [0.2, 1.0]}
 SIMCLR_CROP = {"op": "random_resized_crop", "scale": [0.08, 1.0]}
 # The end of the name of an arm that has the settings of `firstlight init`.
 AS_INIT = ", as init"
+# More steps, and epochs, than an arm takes before it is ended.
+ENDLESS = 10**6
+# The steps of an arm that do not count.
+WARMUP_STEPS = 5
 # Megabytes of decoded photographs: those of the tests take more than the default of `stream.resident_mb`.
 HELD_MB = 2048
 
 
 @dataclass(frozen=True)
 class PeerSetting:
-    """The images of a comparison, and its length."""
+    """The images of a comparison, and its batches."""
 
     root: Path
     side: int
     batch: int
-    steps: int
-    warmup: int
     # The folder of our stores.
     storage: Path
 
@@ -80,41 +80,6 @@ class PeerSetting:
     def as_init(self) -> dict[str, Any]:
         """The keys of a stage that `firstlight init` sets for speed, on this CPU."""
         return {"channels_last": True, "precision": "bf16" if multiplies_bf16_tiles() else "fp32"}
-
-
-@dataclass
-class ProcessClock:
-    """Reads the clock, and the CPU time of this process and its children, from step `warmup` to step `last`."""
-
-    warmup: int
-    last: int
-    wall_s: float = 0.0
-    cpu_s: float = 0.0
-    started: tuple[float, float] = field(default=(0.0, 0.0))
-
-    def look(self, step: int) -> None:
-        """Reads the clocks after a step, counted from 1, that ends the warm-up or the measurement."""
-        if step not in (self.warmup, self.last):
-            return
-        now = (time.perf_counter(), read_tree_seconds())
-        if step == self.warmup:
-            self.started = now
-        else:
-            self.wall_s, self.cpu_s = now[0] - self.started[0], now[1] - self.started[1]
-
-
-def read_tree_seconds() -> float:
-    """Returns the CPU seconds of this process and of all processes that it has started."""
-    own = psutil.Process()
-    times = own.cpu_times()
-    total = float(times.user + times.system + times.children_user + times.children_system)
-    for process in own.children(recursive=True):
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
 
 
 class LabelledLearner(Learner):
@@ -145,7 +110,7 @@ def make_peer_recipe(
         stage={
             "method": {"name": "simclr", "dim": 128, "hidden": [512]},
             "views": [{"count": 2, "augment": augment}],
-            "steps": setting.steps + setting.warmup,
+            "steps": ENDLESS,
             "batch_size": setting.batch,
             "optimizer": {"name": "SGD", "lr": 0.06, "momentum": 0.9, "weight_decay": 5e-4},
             "checkpoint_every": 10**9,
@@ -167,7 +132,7 @@ def list_simclr_ops(side: int) -> list[dict[str, Any]]:
     return [*ops, {"op": "gaussian_blur", "p": 0.5}] if side >= 64 else ops
 
 
-def train_ours(setting: PeerSetting, resident: str, learn_labels: bool, as_init: bool = False) -> ProcessClock:
+def train_ours(setting: PeerSetting, resident: str, learn_labels: bool, as_init: bool, count_step: StepCounter) -> None:
     """Trains in our loop: SimCLR, or, with `learn_labels`, the class folders with one view of an image.
 
     `as_init`: as fast as `firstlight init` sets it.
@@ -189,16 +154,14 @@ def train_ours(setting: PeerSetting, resident: str, learn_labels: bool, as_init:
         if learn_labels
         else pretrain_job.build_seeded_method(context, stage, job)
     )
-    clock = ProcessClock(setting.warmup, setting.warmup + setting.steps)
-    failures.fault_hook = lambda rank, step: clock.look(step)
+    failures.fault_hook = lambda rank, step: count_step(step)
     try:
         fit(job, learner)
     finally:
         failures.fault_hook = None
-    return clock
 
 
-def _load_batches(setting: PeerSetting, transform: Any) -> Iterator[tuple[Any, Tensor]]:
+def load_batches(setting: PeerSetting, transform: Any) -> Iterator[tuple[Any, Tensor]]:
     """Yields batches without an end; one process loads them."""
     images = ImageFolder(str(setting.root), transform)
     loader: Any = torch.utils.data.DataLoader(
@@ -209,7 +172,7 @@ def _load_batches(setting: PeerSetting, transform: Any) -> Iterator[tuple[Any, T
             yield batch[0], batch[1]
 
 
-def _repeat_batch(setting: PeerSetting, transform: Any) -> Iterator[tuple[Any, Tensor]]:
+def repeat_batch(setting: PeerSetting, transform: Any) -> Iterator[tuple[Any, Tensor]]:
     """Yields the first images of the folder again and again, which are loaded once."""
     set_up_cpu(torch.get_num_threads())
     images = ImageFolder(str(setting.root), transform)
@@ -223,26 +186,23 @@ BatchSource = Callable[[PeerSetting, Any], Iterator[tuple[Any, Tensor]]]
 
 
 def _step_through(
-    setting: PeerSetting,
     batches: Iterator[tuple[Any, Tensor]],
     network: nn.Module,
     compute_loss: Callable[[Any, Tensor], Tensor],
     as_init: bool,
-) -> ProcessClock:
-    halved = as_init and setting.as_init["precision"] == "bf16"
+    count_step: StepCounter,
+) -> None:
+    halved = as_init and multiplies_bf16_tiles()
     if as_init:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    clock = ProcessClock(setting.warmup, setting.warmup + setting.steps)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4)
-    for step in range(1, clock.last + 1):
-        images, labels = next(batches)
+    for step, (images, labels) in enumerate(batches, 1):
         with torch.autocast("cpu", torch.bfloat16, enabled=halved):
             loss = compute_loss(images, labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        clock.look(step)
-    return clock
+        count_step(step)
 
 
 def _build_backbone() -> nn.Module:
@@ -253,8 +213,8 @@ def _build_backbone() -> nn.Module:
     return network
 
 
-def train_torch(setting: PeerSetting, load: BatchSource = _load_batches, as_init: bool = False) -> ProcessClock:
-    """Trains with torchvision's ImageFolder and torch's DataLoader, or on the batches of `load`.
+def train_torch(setting: PeerSetting, load: BatchSource, as_init: bool, count_step: StepCounter) -> None:
+    """Trains with torchvision's ImageFolder and torch's DataLoader (`load_batches`), or on other batches of `load`.
 
     `as_init`: as for `train_ours`.
     """
@@ -268,17 +228,17 @@ def train_torch(setting: PeerSetting, load: BatchSource = _load_batches, as_init
     )
     classes = len(ImageFolder(str(setting.root)).classes)
     network = nn.Sequential(_build_backbone(), nn.Linear(PEER_FEATURES, classes))
-    return _step_through(
-        setting,
+    _step_through(
         load(setting, transform),
         network,
         lambda images, labels: F.cross_entropy(network(images), labels),
         as_init,
+        count_step,
     )
 
 
-def train_lightly(setting: PeerSetting, load: BatchSource = _load_batches, as_init: bool = False) -> ProcessClock:
-    """Trains SimCLR as lightly's example of torch does, or on the batches of `load`.
+def train_lightly(setting: PeerSetting, load: BatchSource, as_init: bool, count_step: StepCounter) -> None:
+    """Trains SimCLR as lightly's example of torch does (`load_batches`), or on other batches of `load`.
 
     `as_init`: as for `train_ours`.
     """
@@ -290,28 +250,39 @@ def train_lightly(setting: PeerSetting, load: BatchSource = _load_batches, as_in
     transform = SimCLRTransform(setting.side, cj_strength=0.5 if small else 1.0, gaussian_blur=0.0 if small else 0.5)
     network = nn.Sequential(_build_backbone(), SimCLRProjectionHead(PEER_FEATURES, 512, 128))
     criterion = NTXentLoss()
-    return _step_through(
-        setting,
+    _step_through(
         load(setting, transform),
         network,
         lambda views, labels: criterion(network(views[0]), network(views[1])),
         as_init,
+        count_step,
     )
 
 
-def _look_at_next(clock: ProcessClock, begun: Iterator[int], *call: Any) -> None:
-    """Reads the clocks before a step, when as many have ended as `begun` counts."""
-    clock.look(next(begun))
+class _StepsBefore:
+    """A hook of a network, called before each step: as many have ended then as it was called before."""
+
+    def __init__(self, count_step: StepCounter) -> None:
+        self.ended, self.count_step = itertools.count(), count_step
+
+    def __call__(self, *call: Any) -> None:
+        self.count_step(next(self.ended))
+
+    # lightly-train pickles the network with its hooks, and copies have nothing to count.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _StepsBefore, (_ignore_step,)
 
 
-def train_lightly_train(setting: PeerSetting) -> ProcessClock:
+def _ignore_step(step: int) -> None:
+    """Counts nothing."""
+
+
+def train_lightly_train(setting: PeerSetting, count_step: StepCounter) -> None:
     """Trains by `lightly_train.pretrain`. A step ends when the images of the next one reach the network."""
     import lightly_train
 
-    clock = ProcessClock(setting.warmup, setting.warmup + setting.steps)
     backbone = _build_backbone()
-    # lightly-train pickles the network with its hooks.
-    next(backbone.children()).register_forward_pre_hook(partial(_look_at_next, clock, itertools.count()))
+    next(backbone.children()).register_forward_pre_hook(_StepsBefore(count_step))
     with tempfile.TemporaryDirectory() as folder:
         lightly_train.pretrain(
             out=str(Path(folder) / "run"),
@@ -319,25 +290,20 @@ def train_lightly_train(setting: PeerSetting) -> ProcessClock:
             model=backbone,
             method="simclr",
             method_args={"hidden_dim": 512},
-            epochs=10**6,
-            trainer_args={"max_steps": clock.last + 1},
+            epochs=ENDLESS,
             batch_size=setting.batch,
             num_workers=1,
             accelerator="cpu",
             devices=1,
             transform_args={"image_size": (setting.side, setting.side)},
         )
-    return clock
 
 
-PEERS: dict[str, tuple[Callable[..., ProcessClock], bool]] = {
-    "torch": (train_torch, True),
-    "lightly": (train_lightly, False),
-    "lightly-train": (train_lightly_train, False),
-}
+# The peers whose loops can run on batches that are in memory, and whether they learn labels.
+LOOPS: dict[str, tuple[Callable[..., None], bool]] = {"torch": (train_torch, True), "lightly": (train_lightly, False)}
+LIGHTLY_TRAIN = "lightly-train"
+PEERS = (*LOOPS, LIGHTLY_TRAIN)
 PEER = "peer"
-# Their loops can run on batches that are in memory.
-PEERS_WITH_LOOP = ("torch", "lightly")
 
 
 def unpack_parquet(folder: Path, target: Path, count: int) -> Path:
@@ -354,54 +320,43 @@ def unpack_parquet(folder: Path, target: Path, count: int) -> Path:
     return target
 
 
-def compare_peers(
-    setting: PeerSetting, rounds: int, names: Sequence[str], run_arm: Callable[..., ProcessClock] = run_in_own_process
-) -> list[tuple[str, str, float, float]]:
-    """Returns for each peer, for each of our sources and for the network alone: its ratio to the peer, in images per
-    second and per CPU second.
+def list_arms(name: str, setting: PeerSetting) -> dict[str, ArmCall]:
+    """Returns the arms of the comparison with a peer: the peer, ours, and the network alone."""
+    loop, learn_labels = LOOPS.get(name, (None, False))
+    arms: dict[str, ArmCall] = {
+        PEER: (train_lightly_train, setting) if loop is None else (loop, setting, load_batches, False)
+    }
+    for as_init, end in ((False, ""), (True, AS_INIT)):
+        arms[f"streamed{end}"] = (train_ours, setting, "off", learn_labels, as_init)
+        arms[f"held decoded{end}"] = (train_ours, setting, "on", learn_labels, as_init)
+        if loop is not None:
+            arms[f"network alone{end}"] = (loop, setting, repeat_batch, as_init)
+    return arms
 
-    `run_arm`: calls an arm's function with its arguments.
-    """
-    found: dict[tuple[str, str], list[ProcessClock]] = {}
-    for _ in range(rounds):
-        for name in names:
-            peer, learn_labels = PEERS[name]
-            arms: dict[str, tuple[Any, ...]] = {
-                PEER: (peer, setting),
-                "streamed": (train_ours, setting, "off", learn_labels),
-                "held decoded": (train_ours, setting, "on", learn_labels),
-                f"streamed{AS_INIT}": (train_ours, setting, "off", learn_labels, True),
-                f"held decoded{AS_INIT}": (train_ours, setting, "on", learn_labels, True),
-            }
-            if name in PEERS_WITH_LOOP:
-                arms["network alone"] = (peer, setting, _repeat_batch)
-                arms[f"network alone{AS_INIT}"] = (peer, setting, _repeat_batch, True)
-            for arm, call in arms.items():
-                found.setdefault((name, arm), []).append(run_arm(*call))
-    rows = []
-    for (name, arm), clocks in found.items():
-        if arm != PEER:
-            wall, cpu = (
-                sum(getattr(clock, part) for clock in found[name, PEER]) / sum(getattr(clock, part) for clock in clocks)
-                for part in ("wall_s", "cpu_s")
-            )
-            rows.append((name, arm, wall, cpu))
-    return rows
+
+def compare_totals(found: Mapping[str, TurnTotals]) -> list[tuple[str, float, float]]:
+    """Returns for each arm but the peer its ratio to the peer, in images per second and per CPU second."""
+    peer = found[PEER]
+    return [
+        (arm, own.steps / own.wall_s / (peer.steps / peer.wall_s), own.steps / own.cpu_s / (peer.steps / peer.cpu_s))
+        for arm, own in found.items()
+        if arm != PEER
+    ]
 
 
 @click.command(help=__doc__)
 @click.option("--cifar", type=click.Path(exists=True, path_type=Path), help="A folder with Parquet files of CIFAR-10.")
 @click.option("--photos", type=click.Path(exists=True, path_type=Path), multiple=True, help="Folders of photographs.")
 @click.option("--side", "sides", type=int, multiple=True, default=(64, 224), show_default=True, help="Of photographs.")
-@click.option("--steps", type=int, default=30, show_default=True)
+@click.option("--seconds", type=float, default=5.0, show_default=True, help="Of a turn.")
 @click.option("--batch", type=int, default=64, show_default=True)
-@click.option("--rounds", type=int, default=2, show_default=True)
-@click.option("--peer", "peers", type=click.Choice(list(PEERS)), multiple=True, default=tuple(PEERS), show_default=True)
+@click.option("--rounds", type=int, default=6, show_default=True, help="The turns of each arm.")
+@click.option("--peer", "peers", type=click.Choice(PEERS), multiple=True, default=PEERS, show_default=True)
 def main(
     cifar: Path | None,
     photos: tuple[Path, ...],
     sides: tuple[int, ...],
-    steps: int,
+    seconds: float,
     batch: int,
     rounds: int,
     peers: tuple[str, ...],
@@ -417,18 +372,19 @@ def main(
         settings = []
         if cifar is not None:
             images = unpack_parquet(cifar, root / "cifar", 4096)
-            settings.append(("CIFAR-10, 32 px", PeerSetting(images, 32, batch, steps, 5, root / "c32")))
+            settings.append(("CIFAR-10, 32 px", PeerSetting(images, 32, batch, root / "c32")))
         if photos:
             images = link_photographs(photos, root / "linked")
             settings += [
-                (f"photographs, {side} px", PeerSetting(images, side, batch, steps, 5, root / f"p{side}"))
-                for side in sides
+                (f"photographs, {side} px", PeerSetting(images, side, batch, root / f"p{side}")) for side in sides
             ]
         # A table as soon as its images are done: the larger ones take long.
         for shown, setting in settings:
             table = Table(shown, "beside it", "images/s, ratio", "images per CPU s, ratio")
-            for name, source, wall, cpu in compare_peers(setting, rounds, names):
-                table.add_row(name, source, f"{wall:.2f}", f"{cpu:.2f}")
+            for name in names:
+                found = measure_in_turns(list_arms(name, setting), WARMUP_STEPS, seconds, rounds)
+                for arm, wall, cpu in compare_totals(found):
+                    table.add_row(name, arm, f"{wall:.2f}", f"{cpu:.2f}")
             console.print(table)
 
 

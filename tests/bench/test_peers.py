@@ -14,25 +14,42 @@ import torch
 from PIL import Image
 
 from bench import peers
-from bench.peers import PeerSetting, ProcessClock
+from bench.peers import PeerSetting
 from bench.timed_training import write_noise_photographs
+from bench.turns import TurnTotals
 from firstlight.pipeline.starter.choices import Wishes, choose_settings
 from firstlight.pipeline.starter.survey import ImageSurvey
+
+
+class EnoughSteps(Exception):
+    """Ends an arm, which takes steps without an end."""
+
+
+def take_steps(work: Callable[..., None], *arguments: Any) -> None:
+    """Checks that an arm counts its steps: it is ended after the second."""
+    counted: list[int] = []
+
+    def count_step(step: int) -> None:
+        counted.append(step)
+        if step == 2:
+            raise EnoughSteps
+
+    with pytest.raises(EnoughSteps):
+        work(*arguments, count_step)
+    assert counted[-2:] == [1, 2]
 
 
 @pytest.fixture
 def setting(tmp_path: Path) -> PeerSetting:
     torch.set_num_threads(1)
-    return PeerSetting(write_noise_photographs(tmp_path / "images", 24, 32), 32, 8, 2, 1, tmp_path / "storage")
+    return PeerSetting(write_noise_photographs(tmp_path / "images", 24, 32), 32, 8, tmp_path / "storage")
 
 
 @pytest.mark.parametrize("as_init", [False, True])
 @pytest.mark.parametrize("learn_labels", [False, True])
 @pytest.mark.parametrize("resident", ["on", "off"])
-def test_ours_is_timed(setting: PeerSetting, resident: str, learn_labels: bool, as_init: bool) -> None:
-    clock = peers.train_ours(setting, resident, learn_labels, as_init)
-    assert clock.wall_s > 0
-    assert clock.cpu_s > 0
+def test_ours_counts_its_steps(setting: PeerSetting, resident: str, learn_labels: bool, as_init: bool) -> None:
+    take_steps(peers.train_ours, setting, resident, learn_labels, as_init)
 
 
 def test_settings_of_init_are_those_of_its_recipes(setting: PeerSetting, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,52 +64,49 @@ def test_settings_of_init_are_those_of_its_recipes(setting: PeerSetting, monkeyp
 
 
 @pytest.mark.parametrize("as_init", [False, True])
-def test_torch_is_timed(setting: PeerSetting, as_init: bool) -> None:
-    clock = peers.train_torch(setting, as_init=as_init)
-    assert clock.wall_s > 0
-    assert clock.cpu_s > 0
+@pytest.mark.parametrize("load", [peers.load_batches, peers.repeat_batch])
+def test_torch_counts_its_steps(setting: PeerSetting, load: peers.BatchSource, as_init: bool) -> None:
+    take_steps(peers.train_torch, setting, load, as_init)
 
 
 @pytest.mark.skipif(find_spec("lightly") is None, reason="lightly is not installed")
-def test_lightly_is_timed(setting: PeerSetting) -> None:
-    assert peers.train_lightly(setting).wall_s > 0
+def test_lightly_counts_its_steps(setting: PeerSetting) -> None:
+    take_steps(peers.train_lightly, setting, peers.load_batches, False)
 
 
 @pytest.mark.skipif(find_spec("lightly_train") is None, reason="lightly-train is not installed")
-def test_lightly_train_is_timed(setting: PeerSetting) -> None:
-    assert peers.train_lightly_train(setting).wall_s > 0
+def test_lightly_train_counts_its_steps(setting: PeerSetting) -> None:
+    take_steps(peers.train_lightly_train, setting)
 
 
-def test_ratio_above_one_means_that_ours_is_faster(setting: PeerSetting) -> None:
-    calls: list[str] = []
-    seconds = {"peer": (6.0, 9.0), "off": (3.0, 6.0), "on": (2.0, 3.0), "alone": (1.5, 1.0)}
-
-    def run_arm(train: Callable[..., ProcessClock], setting: PeerSetting, *options: Any) -> ProcessClock:
-        is_ours = train is peers.train_ours
-        assert is_ours or train is peers.train_torch
-        assert not is_ours or options[1], "ours learns the labels, too"
-        name = options[0] if is_ours else "alone" if options else "peer"
-        as_init = options[2:] if is_ours else options[1:]
-        calls.append(name + "*" * sum(as_init))
-        wall_s, cpu_s = seconds[name]
-        return ProcessClock(0, 1, wall_s, cpu_s / 2 if as_init else cpu_s)
-
-    rows = peers.compare_peers(setting, 2, ["torch"], run_arm)
-    assert rows == [
-        ("torch", "streamed", 2.0, 1.5),
-        ("torch", "held decoded", 3.0, 3.0),
-        ("torch", "streamed, as init", 2.0, 3.0),
-        ("torch", "held decoded, as init", 3.0, 6.0),
-        ("torch", "network alone", 4.0, 9.0),
-        ("torch", "network alone, as init", 4.0, 18.0),
-    ]
-    assert calls == ["peer", "off", "on", "off*", "on*", "alone", "alone*"] * 2
+def test_ratio_above_one_means_that_ours_is_faster() -> None:
+    found = {"peer": TurnTotals(30, 6.0, 9.0), "streamed": TurnTotals(60, 6.0, 6.0), "alone": TurnTotals(30, 3.0, 1.0)}
+    assert peers.compare_totals(found) == [("streamed", 2.0, 3.0), ("alone", 2.0, 9.0)]
 
 
-def test_an_arm_is_timed_in_a_process_of_its_own(setting: PeerSetting) -> None:
-    clock = peers.run_in_own_process(peers.train_torch, setting, peers._repeat_batch)
-    assert clock.wall_s > 0
-    assert clock.cpu_s > 0
+@pytest.mark.parametrize(
+    ("name", "work", "learn_labels"),
+    [("torch", peers.train_torch, True), ("lightly", peers.train_lightly, False)],
+    ids=["torch", "lightly"],
+)
+def test_ours_and_the_network_alone_do_what_the_peer_does(
+    setting: PeerSetting, name: str, work: Callable[..., None], learn_labels: bool
+) -> None:
+    assert peers.list_arms(name, setting) == {
+        "peer": (work, setting, peers.load_batches, False),
+        "streamed": (peers.train_ours, setting, "off", learn_labels, False),
+        "held decoded": (peers.train_ours, setting, "on", learn_labels, False),
+        "network alone": (work, setting, peers.repeat_batch, False),
+        "streamed, as init": (peers.train_ours, setting, "off", learn_labels, True),
+        "held decoded, as init": (peers.train_ours, setting, "on", learn_labels, True),
+        "network alone, as init": (work, setting, peers.repeat_batch, True),
+    }
+
+
+def test_lightly_train_has_no_loop_for_its_network_alone(setting: PeerSetting) -> None:
+    arms = peers.list_arms("lightly-train", setting)
+    assert arms["peer"] == (peers.train_lightly_train, setting)
+    assert list(arms) == ["peer", "streamed", "held decoded", "streamed, as init", "held decoded, as init"]
 
 
 def test_small_images_have_half_the_jitter_and_no_blur() -> None:
@@ -115,9 +129,3 @@ def test_images_of_parquet_files_are_unpacked_by_class(tmp_path: Path) -> None:
         *(f"class1/{k:06d}.jpg" for k in (1, 3)),
     ]
     assert (root / "class1" / "000003.jpg").read_bytes() == images[3]["bytes"]
-
-
-def test_cpu_seconds_are_those_of_children_too() -> None:
-    before = peers.read_tree_seconds()
-    sum(range(3_000_000))
-    assert peers.read_tree_seconds() > before
