@@ -69,7 +69,7 @@ def name_longer(peer: str) -> str:
     return f"{OURS}, as long as {peer}"
 
 
-def list_arms(peers: Sequence[str]) -> list[str]:
+def list_feature_arms(peers: Sequence[str]) -> list[str]:
     """Returns the arms of a comparison, each after those that its length follows from."""
     return [OURS, *(arm for peer in peers for arm in (peer, name_longer(peer)))]
 
@@ -289,14 +289,14 @@ def compare_simclr(
     rows = {(row["arm"], row["seed"]): row for row in map(json.loads, lines)}
     for seed in seeds:
         lengths = dict.fromkeys((OURS, *peers), epochs)
-        for arm in list_arms(peers):
+        for arm in list_feature_arms(peers):
             if (arm, seed) not in rows:
                 rows[arm, seed] = make(arm, seed, lengths[arm])
                 append_json_line(file, rows[arm, seed])
             if arm in peers:
                 share = rows[arm, seed][taken] / rows[OURS, seed][taken]
                 lengths[name_longer(arm)] = max(int(epochs * share), 1)
-    return [rows[arm, seed] for arm in list_arms(peers) for seed in seeds]
+    return [rows[arm, seed] for arm in list_feature_arms(peers) for seed in seeds]
 
 
 def format_rows(rows: Sequence[dict[str, Any]]) -> Table:
@@ -322,7 +322,7 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> Table:
     "--peer", "peers", type=click.Choice(FEATURE_PEERS), multiple=True, default=FEATURE_PEERS, show_default=True
 )
 @click.option("--budget", type=click.Choice(list(BUDGETS)), default=SECONDS, show_default=True)
-@click.option("--arm", type=click.Choice(list_arms(FEATURE_PEERS)), hidden=True)
+@click.option("--arm", type=click.Choice(list_feature_arms(FEATURE_PEERS)), hidden=True)
 @click.option("--epochs", type=click.IntRange(min=1), help="Those of the others.  [default: those of the study]")
 def main(
     cifar: Path,

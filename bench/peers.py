@@ -301,8 +301,8 @@ def train_lightly_train(setting: PeerSetting, count_step: StepCounter) -> None:
 
 # The peers whose loops can run on batches that are in memory, and whether they learn labels.
 LOOPS: dict[str, tuple[Callable[..., None], bool]] = {"torch": (train_torch, True), "lightly": (train_lightly, False)}
-LIGHTLY_TRAIN = "lightly-train"
-PEERS = (*LOOPS, LIGHTLY_TRAIN)
+
+PEERS = (*LOOPS, "lightly-train")
 PEER = "peer"
 
 

@@ -68,4 +68,5 @@ def test_seconds_are_means_of_turns(setting: FewLabelSetting, monkeypatch: pytes
     monkeypatch.setattr(few_labels, "run_in_own_process", run)
     found = few_labels.compare_few_labels_arms(setting, 2)
     assert called == [*FEW_LABEL_ARMS] * 2
-    assert found == {arm: {"wall_s": 2.5 + k, "cpu_s": 1.0} for k, arm in enumerate(FEW_LABEL_ARMS)}
+    between = len(FEW_LABEL_ARMS) / 2
+    assert found == {arm: {"wall_s": 1.0 + between + k, "cpu_s": 1.0} for k, arm in enumerate(FEW_LABEL_ARMS)}

@@ -25,7 +25,7 @@ class EnoughSteps(Exception):
     """Ends an arm, which takes steps without an end."""
 
 
-def take_steps(work: Callable[..., None], *arguments: Any) -> None:
+def check_steps(work: Callable[..., None], *arguments: Any) -> None:
     """Checks that an arm counts its steps: it is ended after the second."""
     counted: list[int] = []
 
@@ -49,7 +49,7 @@ def setting(tmp_path: Path) -> PeerSetting:
 @pytest.mark.parametrize("learn_labels", [False, True])
 @pytest.mark.parametrize("resident", ["on", "off"])
 def test_ours_counts_its_steps(setting: PeerSetting, resident: str, learn_labels: bool, as_init: bool) -> None:
-    take_steps(peers.train_ours, setting, resident, learn_labels, as_init)
+    check_steps(peers.train_ours, setting, resident, learn_labels, as_init)
 
 
 def test_settings_of_init_are_those_of_its_recipes(setting: PeerSetting, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,17 +66,17 @@ def test_settings_of_init_are_those_of_its_recipes(setting: PeerSetting, monkeyp
 @pytest.mark.parametrize("as_init", [False, True])
 @pytest.mark.parametrize("load", [peers.load_batches, peers.repeat_batch])
 def test_torch_counts_its_steps(setting: PeerSetting, load: peers.BatchSource, as_init: bool) -> None:
-    take_steps(peers.train_torch, setting, load, as_init)
+    check_steps(peers.train_torch, setting, load, as_init)
 
 
 @pytest.mark.skipif(find_spec("lightly") is None, reason="lightly is not installed")
 def test_lightly_counts_its_steps(setting: PeerSetting) -> None:
-    take_steps(peers.train_lightly, setting, peers.load_batches, False)
+    check_steps(peers.train_lightly, setting, peers.load_batches, False)
 
 
 @pytest.mark.skipif(find_spec("lightly_train") is None, reason="lightly-train is not installed")
 def test_lightly_train_counts_its_steps(setting: PeerSetting) -> None:
-    take_steps(peers.train_lightly_train, setting)
+    check_steps(peers.train_lightly_train, setting)
 
 
 def test_ratio_above_one_means_that_ours_is_faster() -> None:
