@@ -76,11 +76,6 @@ class PeerSetting:
     # The folder of our stores.
     storage: Path
 
-    @property
-    def as_init(self) -> dict[str, Any]:
-        """The keys of a stage that `firstlight init` sets for speed, on this CPU."""
-        return {"channels_last": True, "precision": "bf16" if multiplies_bf16_tiles() else "fp32"}
-
 
 class LabelledLearner(Learner):
     """The encoder with a linear classifier of the class folders."""
@@ -94,6 +89,11 @@ class LabelledLearner(Learner):
 
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         return {"loss": F.cross_entropy(outputs[0], batch.labels)}
+
+
+def list_init_speed() -> dict[str, Any]:
+    """Returns the keys of a stage that `firstlight init` sets for speed, on this CPU."""
+    return {"channels_last": True, "precision": "bf16" if multiplies_bf16_tiles() else "fp32"}
 
 
 def make_peer_recipe(
@@ -138,7 +138,7 @@ def train_ours(setting: PeerSetting, resident: str, learn_labels: bool, as_init:
     `as_init`: as fast as `firstlight init` sets it.
     """
     torch.manual_seed(0)
-    speed = setting.as_init if as_init else {}
+    speed = list_init_speed() if as_init else {}
     recipe = make_peer_recipe(setting, list_simclr_ops(setting.side), resident, speed)
     store = prepare_photographs(recipe, setting.storage / "stores")
     context = StageContext.create(recipe, store, on_ray=False, device=torch.device("cpu"))
@@ -301,7 +301,6 @@ def train_lightly_train(setting: PeerSetting, count_step: StepCounter) -> None:
 
 # The peers whose loops can run on batches that are in memory, and whether they learn labels.
 LOOPS: dict[str, tuple[Callable[..., None], bool]] = {"torch": (train_torch, True), "lightly": (train_lightly, False)}
-
 PEERS = (*LOOPS, "lightly-train")
 PEER = "peer"
 

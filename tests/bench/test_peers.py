@@ -56,10 +56,10 @@ def test_settings_of_init_are_those_of_its_recipes(setting: PeerSetting, monkeyp
     monkeypatch.setattr(peers, "multiplies_bf16_tiles", lambda: True)
     survey = ImageSurvey({"name": "folder", "root": "/data"}, 720, 240, ("a", "b"), 60, 224, False)
     written = choose_settings(survey, Wishes(), False).pretrain
-    chosen = {name: written[name] for name in setting.as_init}
+    chosen = {name: written[name] for name in peers.list_init_speed()}
     assert chosen == {"channels_last": True, "precision": "auto"}
-    assert setting.as_init == {**chosen, "precision": "bf16"}
-    stage: Any = peers.make_peer_recipe(setting, [peers.PEER_CROP], "off", setting.as_init).stages["pretrain"]
+    assert peers.list_init_speed() == {**chosen, "precision": "bf16"}
+    stage: Any = peers.make_peer_recipe(setting, [peers.PEER_CROP], "off", peers.list_init_speed()).stages["pretrain"]
     assert (stage.precision, stage.channels_last) == ("bf16", True)
 
 
