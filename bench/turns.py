@@ -116,6 +116,8 @@ class _RunningArm:
             # Its children outlive it for a moment, and may have ended before.
             with contextlib.suppress(ProcessLookupError):
                 self._signal(signal.SIGKILL)
+            # One that has only begun has no group yet.
+            self.process.kill()
             self.process.join()
 
 
