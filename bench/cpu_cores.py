@@ -1,9 +1,9 @@
-"""The cores of a CPU and its tiles of bfloat16 in steps of a training: `python -m bench.cpu_cores`.
+"""The cores of a CPU and its arithmetic of bfloat16 in steps of a training: `python -m bench.cpu_cores`.
 
-Forward pass, backward pass and update of networks on one batch, with one thread in single precision, with all cores,
-and with all cores in bfloat16, in images per second of wall time, the median of some rounds. Last, all cores beside one
-process that is busy: with threads that sleep while they wait, as `import firstlight` sets it, and with threads that
-spin.
+Forward pass, backward pass and update of networks on one batch, with one thread and with all cores, in single precision
+and in bfloat16 (`precision: auto` has to choose the faster one), in images per second of wall time, the median of some
+rounds. Last, all cores beside one process that is busy: with threads that sleep while they wait, as `import firstlight`
+sets it, and with threads that spin.
 """
 
 import multiprocessing
@@ -23,7 +23,7 @@ from rich.table import Table
 from bench.memory_format import FormatCase
 from bench.own_process import run_in_own_process
 from firstlight.pipeline.run.launching.threads import count_cores
-from firstlight.pipeline.train.accelerator.cpu import multiplies_bf16_tiles, set_up_cpu
+from firstlight.pipeline.train.accelerator.cpu import set_up_cpu
 from firstlight.tasks.nn.encoders import Encoder
 
 STEP_CASES = (
@@ -49,9 +49,8 @@ class CoreSetting:
 
 
 def list_settings(cores: int) -> tuple[CoreSetting, ...]:
-    """Returns the settings of the table, without bfloat16 on a CPU that has no tiles of it."""
-    tiles: tuple[CoreArm, ...] = ((cores, "bf16"),) if multiplies_bf16_tiles() else ()
-    alone = CoreSetting("passive", 0, ((1, "fp32"), (cores, "fp32"), *tiles))
+    """Returns the settings of the table."""
+    alone = CoreSetting("passive", 0, ((1, "fp32"), (1, "bf16"), (cores, "fp32"), (cores, "bf16")))
     return alone, CoreSetting("passive", 1, ((cores, "fp32"),)), CoreSetting("active", 1, ((cores, "fp32"),))
 
 

@@ -4,13 +4,12 @@ FOLDER has a folder for each class. A small convolutional network is fine-tuned 
 with two learning rates each: four trainings, which are scored on held-out images, and the better rate of each start on
 test images. The bare loop has torchvision's ImageFolder with its transforms for Pillow, a DataLoader with a process,
 and SGD. Ours is the stage `finetune` with the store that it needs, in one process, in as many as there are CPUs, and in
-as many with the number format that `firstlight init` writes, which is bfloat16 where a CPU multiplies tiles of it. The
+as many with the number format that `firstlight init` writes, which is bfloat16 where a CPU is faster in it. The
 arms take turns, each in a process of its own, and the CPU seconds count those of the processes that it starts.
 """
 
 import itertools
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from torchvision.transforms import (
 )
 
 from bench.own_process import run_in_own_process
-from bench.turns import read_tree_seconds
+from bench.spent_time import SpentTime
 from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.prepare.prepare import prepare
@@ -199,14 +198,14 @@ def run_few_labels_arm(arm: str, setting: FewLabelSetting) -> dict[str, float]:
     """Runs an arm in this process. Returns its seconds, the CPU seconds with those of its processes, and the mean test
     accuracy of both starts.
     """
-    begun, used = time.perf_counter(), read_tree_seconds()
+    begun = SpentTime.read()
     with tempfile.TemporaryDirectory() as folder:
         if arm == BARE_LOOP:
             accuracy = sum(BareLoop(setting).run().values()) / 2
         else:
             result = run_our_stage(setting, Path(folder), *OUR_SPEEDS[arm])
             accuracy = sum(result[start]["test"] for start in ("pretrained", "scratch")) / 2
-    return {"wall_s": time.perf_counter() - begun, "cpu_s": read_tree_seconds() - used, "accuracy": accuracy}
+    return {**SpentTime.read().since(begun)._asdict(), "accuracy": accuracy}
 
 
 def compare_few_labels_arms(setting: FewLabelSetting, rounds: int) -> dict[str, dict[str, float]]:

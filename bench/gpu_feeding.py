@@ -8,7 +8,6 @@ as there are CPUs: those of the DataLoader are processes, ours are threads. The 
 
 import itertools
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +32,8 @@ from bench.photographs import (
     make_photograph_recipe,
     prepare_photographs,
 )
+from bench.spent_time import SpentTime
 from bench.timed_training import StepRate
-from bench.turns import read_tree_seconds
 from firstlight.pipeline.data.loader import Loader
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.stream import LoadingOptions, TrainOrder, stream_batches
@@ -95,10 +94,10 @@ def measure_feeding_rate(batches: Iterator[Any], count: int) -> StepRate:
     """Takes batches, which are not trained on. The images of the start do not count."""
     for _ in itertools.islice(batches, 2):
         pass
-    wall, cpu = time.perf_counter(), read_tree_seconds()
+    begun = SpentTime.read()
     taken = sum(1 for _ in itertools.islice(batches, count)) * PHOTOGRAPH_BATCH
-    wall_s, cpu_s = time.perf_counter() - wall, read_tree_seconds() - cpu
-    return StepRate(taken / wall_s, taken / max(cpu_s, CPU_CLOCK_S))
+    spent = SpentTime.read().since(begun)
+    return StepRate(taken / spent.wall_s, taken / max(spent.cpu_s, CPU_CLOCK_S))
 
 
 def compare_feeding(

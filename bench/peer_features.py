@@ -25,11 +25,10 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -39,7 +38,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 
-from bench.turns import read_tree_seconds
+from bench.spent_time import SpentTime
 from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.data.prepare.prepare import prepare
 from firstlight.pipeline.files import append_json_line
@@ -85,22 +84,6 @@ class TrainedPeer(NamedTuple):
     cpu_s: float
 
 
-class TrainingTime(NamedTuple):
-    """A moment: the seconds of a clock, and the CPU seconds that this process and those it started have had."""
-
-    wall_s: float
-    cpu_s: float
-
-    @classmethod
-    def read(cls) -> Self:
-        """Returns the present moment."""
-        return cls(time.perf_counter(), read_tree_seconds())
-
-    def since(self, before: Self) -> tuple[float, float]:
-        """Returns the seconds and CPU seconds from `before` to this moment."""
-        return self.wall_s - before.wall_s, self.cpu_s - before.cpu_s
-
-
 def load_study(cifar: Path, storage: Path, budget: str, *changes: str) -> tuple[StageContext, Any]:
     """Returns the study's images in this process, and its stage of SimCLR, of one seed.
 
@@ -120,9 +103,9 @@ def train_ours_for(context: StageContext, stage: Any, seed: int, folder: Path) -
     unwatched = stage.model_copy(update={"watch": stage.watch.model_copy(update={"every": 0})})
     job = pretrain_job.build_job(context, unwatched, StageInstance(SIMCLR_STAGE, seed, "bench", folder))
     method = pretrain_job.build_seeded_method(context, unwatched, job)
-    before = TrainingTime.read()
+    before = SpentTime.read()
     fit(job, method)
-    return TrainedPeer(method.exported_encoder(), stage.epochs, *TrainingTime.read().since(before))
+    return TrainedPeer(method.exported_encoder(), stage.epochs, *SpentTime.read().since(before))
 
 
 def train_lightly_on(context: StageContext, stage: Any, seed: int, root: Path) -> TrainedPeer:
@@ -153,7 +136,7 @@ def train_lightly_on(context: StageContext, stage: Any, seed: int, root: Path) -
     spec = stage.optimizer
     optimizer = torch.optim.SGD(network.parameters(), lr=spec.lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, stage.epochs * len(loader))
-    before = TrainingTime.read()
+    before = SpentTime.read()
     for _ in range(stage.epochs):
         for views, _labels in loader:
             first, second = (head(pool_maps(encoder(view), "avg")) for view in views)
@@ -162,7 +145,7 @@ def train_lightly_on(context: StageContext, stage: Any, seed: int, root: Path) -
             optimizer.zero_grad()
             schedule.step()
     # The processes that load images still run, and are counted.
-    return TrainedPeer(encoder, stage.epochs, *TrainingTime.read().since(before))
+    return TrainedPeer(encoder, stage.epochs, *SpentTime.read().since(before))
 
 
 class WrappedEncoder(nn.Module):
@@ -171,7 +154,7 @@ class WrappedEncoder(nn.Module):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
-        self.moments: list[TrainingTime] = []
+        self.moments: list[SpentTime] = []
 
     def get_model(self) -> Encoder:
         """Returns the network that is trained."""
@@ -183,7 +166,7 @@ class WrappedEncoder(nn.Module):
 
     def forward_features(self, images: Tensor) -> dict[str, Tensor]:
         """Returns the deepest map of (B, 3, S, S) images."""
-        self.moments.append(TrainingTime.read())
+        self.moments.append(SpentTime.read())
         return {"features": self.encoder(images)[-1]}
 
     def forward_pool(self, found: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ one process that trains and, but for ours, which loads images in a thread, one t
                     frees: nobody is faster with this network
 
 Ours, and the network alone, also have an arm with the settings that `firstlight init` writes, which peers leave to
-their users: `channels_last`, and bfloat16 on a CPU that multiplies tiles of it.
+their users: `channels_last`, and bfloat16 on a CPU that multiplies it faster.
 
 Arms take turns of some seconds, each in a process of its own, which stands still while others have theirs. The first
 steps of each do not count. CPU seconds are those of all processes of an arm.
@@ -43,10 +43,11 @@ from bench.photographs import link_photographs, prepare_photographs
 from bench.timed_training import make_timed_recipe
 from bench.turns import ArmCall, StepCounter, TurnTotals, measure_in_turns
 from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.run.auto_scale import resolve_scale
 from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures
-from firstlight.pipeline.train.accelerator.cpu import multiplies_bf16_tiles, set_up_cpu
+from firstlight.pipeline.train.accelerator.cpu import set_up_cpu
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit
 from firstlight.tasks.learner import Batch, Learner
@@ -58,6 +59,8 @@ PEER_CROP = {"op": "random_resized_crop", "scale": [0.2, 1.0]}
 SIMCLR_CROP = {"op": "random_resized_crop", "scale": [0.08, 1.0]}
 # The end of the name of an arm that has the settings of `firstlight init`.
 AS_INIT = ", as init"
+# The keys of a stage that `firstlight init` sets for speed.
+INIT_SPEED = {"channels_last": True, "precision": "auto"}
 # More steps, and epochs, than an arm takes before it is ended.
 ENDLESS = 10**6
 # The steps of an arm that do not count.
@@ -91,18 +94,13 @@ class LabelledLearner(Learner):
         return {"loss": F.cross_entropy(outputs[0], batch.labels)}
 
 
-def list_init_speed() -> dict[str, Any]:
-    """Returns the keys of a stage that `firstlight init` sets for speed, on this CPU."""
-    return {"channels_last": True, "precision": "bf16" if multiplies_bf16_tiles() else "fp32"}
-
-
 def make_peer_recipe(
     setting: PeerSetting, augment: list[dict[str, Any]], resident: str, speed: Mapping[str, Any]
 ) -> Recipe:
     """Returns our recipe: the method SimCLR with the projector of lightly's examples, two views with `augment`, and the
-    keys `speed` of its stage.
+    keys `speed` of its stage. `precision: auto` becomes that of this machine.
     """
-    return make_timed_recipe(
+    recipe = make_timed_recipe(
         setting.root,
         setting.storage,
         size=setting.side,
@@ -120,6 +118,7 @@ def make_peer_recipe(
         augment=[PEER_CROP, {"op": "horizontal_flip"}],
         dataset={},
     )
+    return resolve_scale(recipe)[0]
 
 
 def list_simclr_ops(side: int) -> list[dict[str, Any]]:
@@ -138,8 +137,7 @@ def train_ours(setting: PeerSetting, resident: str, learn_labels: bool, as_init:
     `as_init`: as fast as `firstlight init` sets it.
     """
     torch.manual_seed(0)
-    speed = list_init_speed() if as_init else {}
-    recipe = make_peer_recipe(setting, list_simclr_ops(setting.side), resident, speed)
+    recipe = make_peer_recipe(setting, list_simclr_ops(setting.side), resident, INIT_SPEED if as_init else {})
     store = prepare_photographs(recipe, setting.storage / "stores")
     context = StageContext.create(recipe, store, on_ray=False, device=torch.device("cpu"))
     stage: Any = recipe.stages["pretrain"]
@@ -186,17 +184,22 @@ BatchSource = Callable[[PeerSetting, Any], Iterator[tuple[Any, Tensor]]]
 
 
 def _step_through(
-    batches: Iterator[tuple[Any, Tensor]],
+    setting: PeerSetting,
+    load: BatchSource,
+    transform: Any,
     network: nn.Module,
     compute_loss: Callable[[Any, Tensor], Tensor],
     as_init: bool,
     count_step: StepCounter,
 ) -> None:
-    halved = as_init and multiplies_bf16_tiles()
+    halved = False
     if as_init:
+        # As in our arm on the same images.
+        stage: Any = make_peer_recipe(setting, list_simclr_ops(setting.side), "off", INIT_SPEED).stages["pretrain"]
+        halved = stage.precision == "bf16"
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(network.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4)
-    for step, (images, labels) in enumerate(batches, 1):
+    for step, (images, labels) in enumerate(load(setting, transform), 1):
         with torch.autocast("cpu", torch.bfloat16, enabled=halved):
             loss = compute_loss(images, labels)
         loss.backward()
@@ -229,7 +232,9 @@ def train_torch(setting: PeerSetting, load: BatchSource, as_init: bool, count_st
     classes = len(ImageFolder(str(setting.root)).classes)
     network = nn.Sequential(_build_backbone(), nn.Linear(PEER_FEATURES, classes))
     _step_through(
-        load(setting, transform),
+        setting,
+        load,
+        transform,
         network,
         lambda images, labels: F.cross_entropy(network(images), labels),
         as_init,
@@ -251,7 +256,9 @@ def train_lightly(setting: PeerSetting, load: BatchSource, as_init: bool, count_
     network = nn.Sequential(_build_backbone(), SimCLRProjectionHead(PEER_FEATURES, 512, 128))
     criterion = NTXentLoss()
     _step_through(
-        load(setting, transform),
+        setting,
+        load,
+        transform,
         network,
         lambda views, labels: criterion(network(views[0]), network(views[1])),
         as_init,

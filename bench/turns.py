@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
+from bench.spent_time import SpentTime
 from firstlight.pipeline.child_module import end_with_parent
 
 # Called by an arm after each step, with the number of steps that it has taken.
@@ -36,20 +36,6 @@ class TurnTotals:
     steps: int
     wall_s: float
     cpu_s: float
-
-
-def read_tree_seconds(pid: int | None = None) -> float:
-    """Returns the CPU seconds of a process, of this one if `pid` is None, and of all that it has started."""
-    root = psutil.Process(pid)
-    times = root.cpu_times()
-    total = float(times.user + times.system + times.children_user + times.children_system)
-    for process in root.children(recursive=True):
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
 
 
 def measure_in_turns(arms: Mapping[str, ArmCall], warmup: int, turn_s: float, rounds: int) -> dict[str, TurnTotals]:
@@ -80,7 +66,8 @@ class _RunningArm:
     def __init__(self, name: str, process: Any, file: Path) -> None:
         self.name, self.process = name, process
         self.count = np.memmap(file, np.int64, "w+", shape=(1,))
-        self.wall_s, self.cpu_s, self.first_step = 0.0, 0.0, 0
+        self.turns: list[SpentTime] = []
+        self.first_step = 0
 
     def reach(self, step: int) -> None:
         """Lets the new process take its first steps, and stops it."""
@@ -92,16 +79,16 @@ class _RunningArm:
         self.first_step = int(self.count[0])
 
     def take_turn(self, seconds: float) -> None:
-        begun, used = time.perf_counter(), read_tree_seconds(self.process.pid)
+        begun = SpentTime.read(self.process.pid)
         self._signal(signal.SIGCONT)
         time.sleep(seconds)
         self._signal(signal.SIGSTOP)
-        self.wall_s += time.perf_counter() - begun
-        self.cpu_s += read_tree_seconds(self.process.pid) - used
+        self.turns.append(SpentTime.read(self.process.pid).since(begun))
         self._check_alive()
 
     def read_totals(self) -> TurnTotals:
-        return TurnTotals(int(self.count[0]) - self.first_step, self.wall_s, self.cpu_s)
+        wall_s, cpu_s = (sum(seconds) for seconds in zip(*self.turns, strict=True))
+        return TurnTotals(int(self.count[0]) - self.first_step, wall_s, cpu_s)
 
     def _signal(self, number: int) -> None:
         # Its group has the processes that load images for it.

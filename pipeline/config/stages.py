@@ -187,7 +187,8 @@ class TrainingOptions(StrictModel):
         "fp32",
         description="The number format of the forward pass: `bf16` and `fp16` are automatic mixed precision, `fp16` "
         "with a scaled loss. `auto`: `bf16` on GPUs that have it, `fp16` on older ones, and on the CPUs "
-        "of this machine `bf16` if they have AMX and the network no grouped convolution, otherwise `fp32`.",
+        "of this machine `bf16` if they are faster in it (AMX; AVX512_BF16 of AMD) and the network has no "
+        "grouped convolution, otherwise `fp32`.",
     )
     ema: float | None = Field(
         None,

@@ -11,7 +11,7 @@ from firstlight.pipeline.run.memory import choose_object_store, choose_tasks
 from firstlight.pipeline.run.nodes import list_live_nodes
 from firstlight.pipeline.run.ray_session import RaySession
 from firstlight.pipeline.terminal import format_count
-from firstlight.pipeline.train.accelerator.cpu import multiplies_bf16_tiles
+from firstlight.pipeline.train.accelerator.cpu import multiplies_bf16_faster
 from firstlight.pipeline.train.backward_pass import resolve_precision
 from firstlight.pipeline.usable_cpus import count_decoders, count_usable_cpus
 from firstlight.tasks.nn.encoders import Encoder
@@ -53,8 +53,8 @@ def _resolve_workers(recipe: Recipe) -> tuple[Recipe, list[str]]:
     words = [f"{who} on {_describe_place(scale, gpus)}"]
     stages = dict(recipe.stages)
     if asks_precision and (is_local or not on_gpu):
-        on_tiles = is_local and not on_gpu and multiplies_bf16_tiles() and _gains_by_tiles(recipe)
-        precision = "bf16" if on_tiles else resolve_precision(AUTO, torch.device("cuda" if on_gpu else "cpu"))
+        in_bf16 = is_local and not on_gpu and multiplies_bf16_faster() and _gains_by_bf16(recipe)
+        precision = "bf16" if in_bf16 else resolve_precision(AUTO, torch.device("cuda" if on_gpu else "cpu"))
         for name, stage in recipe.stages.items():
             if getattr(stage, "precision", None) == AUTO:
                 stages[name] = stage.model_copy(update={"precision": precision})
@@ -62,8 +62,8 @@ def _resolve_workers(recipe: Recipe) -> tuple[Recipe, list[str]]:
     return recipe.model_copy(update={"scale": scale, "stages": stages}), words
 
 
-def _gains_by_tiles(recipe: Recipe) -> bool:
-    """Returns True if the network is faster in bfloat16 where the CPU multiplies tiles of it.
+def _gains_by_bf16(recipe: Recipe) -> bool:
+    """Returns True if the network is faster in bfloat16 where the CPU multiplies its matrices faster.
 
     A depthwise convolution is no product of matrices, and slower. The network of a recipe without one is not known yet.
     """

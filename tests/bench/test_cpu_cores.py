@@ -12,11 +12,9 @@ from bench.memory_format import FormatCase
 SMALL = FormatCase({"name": "convnet", "width": 4, "depth": 2}, 4, 8)
 
 
-@pytest.mark.parametrize("has_tiles", [True, False])
-def test_bfloat16_is_measured_where_the_cpu_has_tiles_of_it(monkeypatch: pytest.MonkeyPatch, has_tiles: bool) -> None:
-    monkeypatch.setattr(cpu_cores, "multiplies_bf16_tiles", lambda: has_tiles)
+def test_both_formats_are_measured_with_one_thread_and_with_all() -> None:
     alone, sleeping, spinning = list_settings(6)
-    assert alone.arms == ((1, "fp32"), (6, "fp32"), (6, "bf16"))[: 2 + has_tiles]
+    assert alone.arms == ((1, "fp32"), (1, "bf16"), (6, "fp32"), (6, "bf16"))
     assert (sleeping.wait, sleeping.busy) == ("passive", 1)
     assert (spinning.wait, spinning.busy) == ("active", 1)
 

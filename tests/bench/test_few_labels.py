@@ -39,16 +39,16 @@ def test_arms_fine_tune_as_often_on_as_many_images(setting: FewLabelSetting, tmp
     assert all(0.0 <= value <= 1.0 for value in found.values())
 
 
-@pytest.mark.parametrize("has_tiles", [False, True])
+@pytest.mark.parametrize("gains", [False, True])
 def test_the_number_format_is_chosen_as_for_a_recipe_of_init(
-    setting: FewLabelSetting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_tiles: bool
+    setting: FewLabelSetting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gains: bool
 ) -> None:
-    monkeypatch.setattr(auto_scale, "multiplies_bf16_tiles", lambda: has_tiles)
+    monkeypatch.setattr(auto_scale, "multiplies_bf16_faster", lambda: gains)
     stages: list[Any] = [
         few_labels.make_few_labels_recipe(setting, tmp_path, *OUR_SPEEDS[arm]).stages["finetune"]
         for arm in (ONE_PROCESS, INIT_SPEED)
     ]
-    assert [stage.precision for stage in stages] == ["fp32", "bf16" if has_tiles else "fp32"]
+    assert [stage.precision for stage in stages] == ["fp32", "bf16" if gains else "fp32"]
 
 
 def read_weights(folder: Path) -> str:

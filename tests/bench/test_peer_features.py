@@ -38,7 +38,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[StageContext, Any]:
 def test_arms_have_all_cores_where_a_clock_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: str, threads: int, precision: str
 ) -> None:
-    monkeypatch.setattr(auto_scale, "multiplies_bf16_tiles", lambda: True)
+    monkeypatch.setattr(auto_scale, "multiplies_bf16_faster", lambda: True)
     monkeypatch.setattr(launching_threads, "count_cores", lambda cpus=None: 3)
     (tmp_path / "cifar10").mkdir()
     layouts.cifar10(tmp_path / "cifar10", 60, 20)

@@ -17,6 +17,7 @@ from bench import peers
 from bench.peers import PeerSetting
 from bench.timed_training import write_noise_photographs
 from bench.turns import TurnTotals
+from firstlight.pipeline.run import auto_scale
 from firstlight.pipeline.starter.choices import Wishes, choose_settings
 from firstlight.pipeline.starter.survey import ImageSurvey
 
@@ -53,13 +54,11 @@ def test_ours_counts_its_steps(setting: PeerSetting, resident: str, learn_labels
 
 
 def test_settings_of_init_are_those_of_its_recipes(setting: PeerSetting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "multiplies_bf16_tiles", lambda: True)
+    monkeypatch.setattr(auto_scale, "multiplies_bf16_faster", lambda: True)
     survey = ImageSurvey({"name": "folder", "root": "/data"}, 720, 240, ("a", "b"), 60, 224, False)
     written = choose_settings(survey, Wishes(), False).pretrain
-    chosen = {name: written[name] for name in peers.list_init_speed()}
-    assert chosen == {"channels_last": True, "precision": "auto"}
-    assert peers.list_init_speed() == {**chosen, "precision": "bf16"}
-    stage: Any = peers.make_peer_recipe(setting, [peers.PEER_CROP], "off", peers.list_init_speed()).stages["pretrain"]
+    assert {name: written[name] for name in peers.INIT_SPEED} == peers.INIT_SPEED
+    stage: Any = peers.make_peer_recipe(setting, [peers.PEER_CROP], "off", peers.INIT_SPEED).stages["pretrain"]
     assert (stage.precision, stage.channels_last) == ("bf16", True)
 
 

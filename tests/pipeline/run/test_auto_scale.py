@@ -73,7 +73,7 @@ def test_choice_is_said_in_one_line(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
     monkeypatch.setattr(auto_scale, "count_usable_cpus", lambda: 8)
     monkeypatch.setattr(memory, "free_memory", lambda: 10**12)
-    monkeypatch.setattr(auto_scale, "multiplies_bf16_tiles", lambda: False)
+    monkeypatch.setattr(auto_scale, "multiplies_bf16_faster", lambda: False)
     recipe, told = resolve_scale(automatic(tmp_path))
     assert told == line
     stage: Any = recipe.stages["pretrain"]
@@ -172,7 +172,7 @@ DEPTHWISE = {"name": "timm", "model": "mobilenetv3_small_050", "input": "rgb"}
 
 
 @pytest.mark.parametrize(
-    ("has_tiles", "encoder", "address", "precision"),
+    ("gains", "encoder", "address", "precision"),
     [
         (True, None, "local", "bf16"),
         (False, None, "local", "fp32"),
@@ -183,15 +183,15 @@ DEPTHWISE = {"name": "timm", "model": "mobilenetv3_small_050", "input": "rgb"}
         (True, {"name": "timm", "model": "of_nobody", "input": "rgb"}, "local", "fp32"),
     ],
 )
-def test_precision_on_cpus_follows_their_tiles_and_the_network(
+def test_precision_on_cpus_follows_their_speed_and_the_network(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    has_tiles: bool,
+    gains: bool,
     encoder: dict[str, Any] | None,
     address: str,
     precision: str,
 ) -> None:
-    monkeypatch.setattr(auto_scale, "multiplies_bf16_tiles", lambda: has_tiles)
+    monkeypatch.setattr(auto_scale, "multiplies_bf16_faster", lambda: gains)
     monkeypatch.setattr(auto_scale, "find_local_gpus", lambda: FoundGpus(0))
     monkeypatch.setattr(auto_scale, "_find_cluster_gpus", lambda scale: FoundGpus(0))
     recipe = automatic(tmp_path, address=address)
@@ -204,7 +204,7 @@ def test_precision_on_cpus_follows_their_tiles_and_the_network(
 
 
 def test_run_prints_what_was_chosen_and_records_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto_scale, "multiplies_bf16_tiles", lambda: False)
+    monkeypatch.setattr(auto_scale, "multiplies_bf16_faster", lambda: False)
     out = io.StringIO()
     recipe = automatic(tmp_path, workers=0)
     run = run_recipe(recipe, Console(file=out, width=100), "prepare")

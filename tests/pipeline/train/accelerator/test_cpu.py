@@ -63,13 +63,23 @@ def test_threads_are_set() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "expected"), [({"amx_bf16": True}, True), ({"avx512_bf16": True}, False), ({}, False)]
+    ("capabilities", "expected"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True, "cpu_name": "Intel Xeon 8488C"}, True),
+        ({"amx_bf16": False, "avx512_bf16": True, "cpu_name": "Intel Xeon 8488C"}, False),
+        ({"amx_bf16": False, "avx512_bf16": True, "cpu_name": "AMD EPYC"}, True),
+        ({"amx_bf16": False, "avx512_bf16": False, "cpu_name": "AMD EPYC"}, False),
+        ({"avx512_bf16": True}, False),
+        ({}, False),
+    ],
 )
-def test_tiles_are_those_of_amx(monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: bool) -> None:
+def test_bf16_is_faster_in_tiles_and_in_the_vectors_of_amd(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool | str], expected: bool
+) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert cpu.multiplies_bf16_tiles() is expected
+    assert cpu.multiplies_bf16_faster() is expected
 
 
-def test_an_older_torch_tells_of_no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_torch_tells_nothing_of_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert not cpu.multiplies_bf16_tiles()
+    assert not cpu.multiplies_bf16_faster()
