@@ -27,9 +27,13 @@ def count_usable_cpus() -> int:
 
 def count_decoders(cpus: float) -> int:
     """Returns how many images are decoded at a time for a network on a GPU that has `cpus` CPUs; one is its own."""
-    return min(max(int(cpus) - 1, 1), MOST_DECODERS)
+    return _bound_decoders(int(cpus) - 1)
 
 
 def count_decoders_beside(threads: int) -> int:
     """Returns how many images are decoded at a time beside a network that computes with `threads` threads on CPUs."""
-    return min(max(threads // THREADS_PER_DECODER, 1), MOST_DECODERS)
+    return _bound_decoders(threads // THREADS_PER_DECODER)
+
+
+def _bound_decoders(count: int) -> int:
+    return min(max(count, 1), MOST_DECODERS)
