@@ -22,7 +22,7 @@ from rich.table import Table
 
 from bench.timed_training import StepRate, TimedTraining, make_timed_recipe, write_noise_photographs
 from firstlight.pipeline.train.accelerator.utilization import find_peak_flops
-from firstlight.pipeline.train.backward_pass import AUTOCAST_DTYPES, resolve_precision
+from firstlight.pipeline.train.backward_pass import find_autocast
 from firstlight.pipeline.usable_cpus import count_decoders, count_usable_cpus
 
 GPU_AUGMENT: list[dict[str, Any]] = [{"op": "random_resized_crop", "scale": [0.2, 1.0]}, {"op": "horizontal_flip"}]
@@ -149,7 +149,7 @@ class GpuBench:
             rate = training.measure_loop(self.warmup)
         else:
             rate, flops = training.measure_bare_step(self.steps, self.warmup)
-        dtype = AUTOCAST_DTYPES.get(resolve_precision(training.stage.precision, self.device))
+        dtype = find_autocast(training.stage.precision, self.device)
         peak = find_peak_flops(self.device, dtype)
         share = rate.images_per_s * flops / peak if peak and flops else None
         return MeasuredRow(network.name, method, arm, rate, flops, share)

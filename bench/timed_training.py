@@ -21,7 +21,7 @@ from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures
 from firstlight.pipeline.train.accelerator.fused_updates import choose_fused
-from firstlight.pipeline.train.backward_pass import AUTOCAST_DTYPES, resolve_precision
+from firstlight.pipeline.train.backward_pass import find_autocast
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit, open_batches
 from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
@@ -130,7 +130,7 @@ class TimedTraining:
         batch = to_batch(arrays, self.device, job)
         spec = choose_fused(training.optimizer, self.device)
         optimizer = build_optimizer(spec, learner.parameter_groups(), training.learning_rate)
-        dtype = AUTOCAST_DTYPES.get(resolve_precision(training.precision, self.device))
+        dtype = find_autocast(training.precision, self.device)
         learner.train().begin_epoch(1)
 
         def take_step() -> None:

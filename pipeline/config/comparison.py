@@ -6,7 +6,14 @@ from pydantic import Field, field_validator
 
 from firstlight.pipeline.config.measures import GIVEN_ARM, FrozenFeatures, is_pretrained_arm
 from firstlight.pipeline.config.schema import check_distinct
-from firstlight.pipeline.config.stages import GIVEN, RANDOM, DownstreamStage, StageConfig
+from firstlight.pipeline.config.stages import (
+    FEATURE_PRECISION,
+    GIVEN,
+    RANDOM,
+    DownstreamStage,
+    Precision,
+    StageConfig,
+)
 from firstlight.tasks.nn import Pool
 
 
@@ -107,6 +114,8 @@ class FeatureStage(ComparisonStage):
         256, ge=1, description="The number of images that are embedded at a time, over all workers."
     )
 
+    precision: Precision = FEATURE_PRECISION
+
     arm_names: ClassVar[tuple[str, ...]] = get_args(FeatureArm)
     fresh_arm: ClassVar[str] = RANDOM
 
@@ -124,7 +133,7 @@ class FeatureStage(ComparisonStage):
         head = self.features == "head"
         # A head pools the deepest map, and gives one output.
         pool, layers = ("head", (-1,)) if head else (self.pool, self.feature_layers)
-        return FrozenFeatures(self.compared_arms, head, pool, layers, self.batch_size)
+        return FrozenFeatures(self.compared_arms, head, pool, layers, self.batch_size, self.precision)
 
     @property
     def companions(self) -> tuple[str, ...]:

@@ -57,6 +57,7 @@ class FrozenFeatures(NamedTuple):
     # The indices of the encoder's maps.
     layers: tuple[int, ...]
     batch_size: int
+    precision: str
 
 
 def is_pretrained_arm(arm: str) -> bool:

@@ -40,6 +40,7 @@ from firstlight.pipeline.stages.shared_work import hash_weights
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind, StageOutput, StreamedBatch
 from firstlight.pipeline.train.accelerator.cpu import set_up_cpu
+from firstlight.pipeline.train.backward_pass import find_autocast
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.folder_manifest import read_verified
 from firstlight.pipeline.train.metrics import PassProgress, append_row
@@ -99,13 +100,14 @@ def _find_device(gpu: bool) -> torch.device:
     return torch.device("cuda" if gpu else "cpu")
 
 
-def build_network(folder: TravellingPath, image_size: int, threads: int, gpu: bool) -> NetworkFunction:
+def build_network(folder: TravellingPath, image_size: int, threads: int, gpu: bool, precision: str) -> NetworkFunction:
     """Builds a function from (B, S, S, 3) uint8 to (B, C) float32 with the encoder in `folder`, in the process that
     calls it.
     """
     set_up_cpu(threads)
     device = _find_device(gpu)
     network = _load_extractor(folder.fetch(), image_size, device)
+    network.autocast = find_autocast(precision, device)
 
     @torch.no_grad()
     def embed(pixels: np.ndarray) -> np.ndarray:
@@ -129,6 +131,7 @@ def _read_kept_splits(
     if not has_kept(run) or not takes_kept_embeddings(context.recipe.scale):
         return found
     weights, device = hash_weights(network), _find_device(context.recipe.scale.worker_gpus > 0)
+    network.autocast = find_autocast(stage.precision, device)
     for split in stage.splits:
         ids = getattr(splits, split)
         is_aligned = len(ids) <= stage.rows_per_file or stage.rows_per_file % stage.batch_size == 0
@@ -147,7 +150,8 @@ class _EmbeddingWriter:
         self.context, self.stage, self.folder = context, stage, instance.folder / EMBEDDINGS_FOLDER
         data, scale = context.recipe.dataset, context.recipe.scale
         encoder = TravellingPath(instance.encoder)
-        self.make = partial(build_network, encoder, data.image_size, scale.worker_threads, scale.worker_gpus > 0)
+        on_gpu = scale.worker_gpus > 0
+        self.make = partial(build_network, encoder, data.image_size, scale.worker_threads, on_gpu, stage.precision)
         network = _load_extractor(instance.encoder, data.image_size, torch.device("cpu"))
         size = network.encoder.shapes[-1][0]
         vector = pa.list_(pa.from_numpy_dtype(np.dtype(stage.dtype)), size)

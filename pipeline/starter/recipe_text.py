@@ -61,6 +61,7 @@ def _format_stages(chosen: ChosenSettings) -> str:
     for goal in chosen.goals:
         section = start | (_list_finetune_keys(chosen) if goal == "finetune" else {})
         section |= {"knn_k": chosen.knn_k} if goal == "evaluate" else {}
+        section |= {"precision": AUTO} if "precision" in STAGE_SECTIONS[goal].model_fields else {}
         parts.append(f"# {STAGE_SECTIONS[goal].recipe_comment}\n{_dump({goal: section})}")
     return "\n".join(parts)
 
@@ -74,7 +75,6 @@ def _list_finetune_keys(chosen: ChosenSettings) -> dict[str, Any]:
         "optimizer": {"name": "SGD", "lr": 0.03, "momentum": 0.9, "nesterov": True, "weight_decay": 5.0e-4},
         "schedule": {"name": "CosineAnnealingLR"},
         "channels_last": True,
-        "precision": AUTO,
     }
 
 

@@ -26,7 +26,7 @@ class BackwardPass:
 
     def __init__(self, job: TrainingJob, learner: Learner, judge_loss: Callable[[Tensor, Batch, int], None]) -> None:
         self.job, self.learner, self.judge_loss = job, learner, judge_loss
-        self.autocast_dtype = AUTOCAST_DTYPES.get(resolve_precision(job.training.precision, job.device))
+        self.autocast_dtype = find_autocast(job.training.precision, job.device)
         # The scaler does nothing without fp16.
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=self.autocast_dtype == torch.float16)
         if self.scaler.is_enabled():
@@ -141,6 +141,11 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def find_autocast(precision: str, device: torch.device) -> torch.dtype | None:
+    """Returns the number format of automatic mixed precision on `device`; None: float32 everywhere."""
+    return AUTOCAST_DTYPES.get(resolve_precision(precision, device))
 
 
 def _step_seed(seed: int, step: int, rank_: int, part: int) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 from firstlight.pipeline.config.schema import Augment
 from firstlight.pipeline.config.stages import FeatureMonitorOptions, TrainingOptions
 from firstlight.pipeline.data.stream import EvalOrder, LoadingOptions, stream_batches
+from firstlight.pipeline.train.backward_pass import find_autocast
 from firstlight.pipeline.train.context import StageContext, gather_rows
 from firstlight.pipeline.train.metrics import append_row
 from firstlight.pipeline.train.training_job import TrainingJob, to_batch
@@ -67,7 +68,8 @@ class FeatureMonitor:
     def _compute_features(self, ids: np.ndarray, views: list[Augment]) -> list[Tensor]:
         """Returns the (n, d) features of each view of `ids`, on every worker. It is collective."""
         head = self.method.exported_networks()["head"] if self.options.features == "head" else None
-        features = FeatureExtractor(self.method.exported_encoder(), head, (-1,), "avg")  # type: ignore[arg-type]
+        autocast = find_autocast(self.stage.precision, self.job.device)
+        features = FeatureExtractor(self.method.exported_encoder(), head, (-1,), "avg", autocast)  # type: ignore[arg-type]
         size = max(self.stage.batch_size // world_size(), 64)
         # Tasks of Ray are processes; a worker of its on CPUs has no core for threads.
         on_cpus_of_ray = self.context.options.on_ray and self.job.device.type != "cuda"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -40,23 +41,38 @@ class FeatureExtractor(nn.Module):
         layers: indices of the encoder's maps, -1 is the deepest.
         pool: `avg` or `grid`, the map averaged as a whole or to a grid (`grid_side`); `cls` or `cls_avg`, the class
             token of the map's layer, alone or before the average.
+        autocast: the number format that the encoder computes in where it can (automatic mixed precision); None:
+            float32, as the head and the averages.
 
     Raises:
         ValueError: the encoder has no class token, and `pool` needs one.
     """
 
-    def __init__(self, encoder: Encoder, head: Projection | None, layers: Sequence[int], pool: Pool) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        head: Projection | None,
+        layers: Sequence[int],
+        pool: Pool,
+        autocast: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         if pool in ("cls", "cls_avg"):
             pooled_size(encoder, pool)
-        self.encoder, self.head, self.pool = encoder, head, pool
+        self.encoder, self.head, self.pool, self.autocast = encoder, head, pool, autocast
         self.layers = [layer % len(encoder.shapes) for layer in layers]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps = self._compute_maps(images, None if self.head is not None else max(self.layers) + 1)
         if self.head is not None:
-            return (self.head(self.encoder(images)).float(),)
-        maps = self.encoder(images, max(self.layers) + 1)
-        return tuple(self._pool_layer(maps, layer).float() for layer in self.layers)
+            return (self.head(maps),)
+        return tuple(self._pool_layer(maps, layer) for layer in self.layers)
+
+    def _compute_maps(self, images: Tensor, depth: int | None) -> MapList:
+        with torch.autocast(images.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
+            maps = self.encoder(images, depth)
+        tokens = maps.class_tokens
+        return MapList([map_.float() for map_ in maps], None if tokens is None else [token.float() for token in tokens])
 
     def _pool_layer(self, maps: MapList, layer: int) -> Tensor:
         if self.pool in ("cls", "cls_avg"):

@@ -17,6 +17,7 @@ class FeatureUse:
     pool: str
     layer: int
     batch_size: int
+    precision: str
 
     @property
     def is_of_every_seed(self) -> bool:
@@ -37,9 +38,12 @@ def list_feature_uses(recipe: Recipe, name: str) -> dict[str, list[FeatureUse]]:
     taken = recipe.stages[name].list_frozen_features(takes_kept_embeddings(recipe.scale))
     if taken is None:
         return {}
-    head, pool, batch = taken.head, taken.pool, taken.batch_size
+    shared = (taken.batch_size, taken.precision)
     return {
-        arm: [FeatureUse(_name_weights(recipe, name, arm), head, pool, layer, batch) for layer in taken.layers]
+        arm: [
+            FeatureUse(_name_weights(recipe, name, arm), taken.head, taken.pool, layer, *shared)
+            for layer in taken.layers
+        ]
         for arm in taken.arms
     }
 

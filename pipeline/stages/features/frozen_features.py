@@ -14,6 +14,7 @@ from firstlight.pipeline.stages.artifacts.companions import load_head
 from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder
 from firstlight.pipeline.stages.features.kept_features import KeptFeatures, group_places
 from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.train.backward_pass import find_autocast
 from firstlight.pipeline.train.context import StageContext, gather_rows
 from firstlight.pipeline.train.metrics import PassProgress
 from firstlight.tasks.collective import world_size
@@ -29,7 +30,8 @@ def build_extractors(
     made = {}
     for arm in stage.compared_arms:
         encoder, head = _load_arm(context, instance, arm)
-        network = FeatureExtractor(encoder, head, stage.feature_layers, stage.pool)
+        autocast = find_autocast(stage.precision, context.device)
+        network = FeatureExtractor(encoder, head, stage.feature_layers, stage.pool, autocast)
         made[arm] = prepare_for_inference(network, context.device)
     return made
 

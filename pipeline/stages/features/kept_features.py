@@ -77,6 +77,7 @@ def hash_features(
         "images": [loader.store.hash, loader.ops, loader.size, loader.max_pixels],
         "ids": hashlib.sha256(np.ascontiguousarray(ids, np.int64).tobytes()).hexdigest(),
         "batches": [batch_size, world_size()],
+        "autocast": str(network.autocast),
         "machine": [describe_machine(device), torch.get_num_threads(), torch.get_float32_matmul_precision()],
     }
     layers = [[layer, network.pool] for layer in network.layers]

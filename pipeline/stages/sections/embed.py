@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from firstlight.pipeline.config.measures import PRETRAINED_ARM, FrozenFeatures
 from firstlight.pipeline.config.schema import check_distinct
-from firstlight.pipeline.config.stages import DownstreamStage
+from firstlight.pipeline.config.stages import FEATURE_PRECISION, DownstreamStage, Precision
 from firstlight.pipeline.stages.features.projection import MapProjection
 
 
@@ -25,6 +25,7 @@ class Embed(DownstreamStage):
     dtype: Literal["float32", "float16"] = Field(
         "float32", description="The number format of the embeddings in the files."
     )
+    precision: Precision = FEATURE_PRECISION
     rows_per_file: int = Field(
         16384,
         ge=1,
@@ -40,7 +41,7 @@ class Embed(DownstreamStage):
         return True
 
     def list_frozen_features(self, in_one_process: bool) -> FrozenFeatures | None:
-        features = FrozenFeatures((PRETRAINED_ARM,), False, "avg", (-1,), self.batch_size)
+        features = FrozenFeatures((PRETRAINED_ARM,), False, "avg", (-1,), self.batch_size, self.precision)
         return features if in_one_process else None
 
     encoder_use: ClassVar[str] = "as vectors of the images"

@@ -22,11 +22,13 @@ from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import embed
 from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder, save_encoder
 from firstlight.pipeline.stages.embed import EmbedStage, build_network, open_embeddings
+from firstlight.pipeline.stages.features.frozen_features import prepare_for_inference
 from firstlight.pipeline.stages.sections.embed import Embed
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.nn.feature_extractor import FeatureExtractor
 from tests.support import recipes
 
 
@@ -91,6 +93,20 @@ def test_half_precision_and_chosen_splits(tmp_path: Path, digits: Store) -> None
     assert found.dtype == np.float16
     with pytest.raises(UserError, match="has no split 'train'; valid: test"):
         open_embeddings(instance.folder / "embeddings", "train")
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", None), ("auto", None), ("bf16", torch.bfloat16)])
+def test_embeddings_are_computed_in_the_number_format_of_the_stage(
+    tmp_path: Path, digits: Store, precision: str, dtype: torch.dtype | None
+) -> None:
+    context, stage, instance = setting(tmp_path, digits, precision=precision)
+    EmbedStage().run(context, stage, instance)
+    ids, found = open_embeddings(instance.folder / "embeddings", "val")
+    network = FeatureExtractor(load_encoder(tmp_path / "encoder", 8), None, (-1,), "avg", dtype)
+    prepare_for_inference(network, torch.device("cpu"))
+    with torch.no_grad():
+        own = torch.cat([network(batch.views[0])[0] for batch in context.iterate_batches(ids, 16)]).numpy()
+    assert np.array_equal(found, own)
 
 
 def test_values_beyond_half_precision_are_refused(tmp_path: Path, digits: Store) -> None:

@@ -50,6 +50,12 @@ def test_recipe_without_labels_embeds(tmp_path: Path) -> None:
     assert list(write_first_recipe(tmp_path, Wishes()).stages) == ["pretrain", "embed"]
 
 
+@pytest.mark.parametrize("classes", [(), ("a", "b")])
+def test_every_stage_takes_the_number_format_that_is_the_fastest(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    stages = write_first_recipe(tmp_path, Wishes(), classes=classes).stages.values()
+    assert {stage.precision for stage in stages} == {"auto"}  # type: ignore[attr-defined]
+
+
 def test_weights_as_given_are_a_candidate_where_labels_can_tell(tmp_path: Path) -> None:
     weights = Wishes(model="test_resnet", weights="timm")
     (tmp_path / "one").mkdir()

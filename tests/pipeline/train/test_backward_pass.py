@@ -14,7 +14,7 @@ from firstlight.pipeline.data.stream import TrainOrder
 from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.train.backward_pass import BackwardPass, resolve_precision, seed_generators
+from firstlight.pipeline.train.backward_pass import BackwardPass, find_autocast, resolve_precision, seed_generators
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import open_batches
 from firstlight.pipeline.train.training_job import to_batch
@@ -99,6 +99,8 @@ def test_automatic_precision_is_the_best_of_the_device(
     place = torch.device("cpu" if device == "cpu" else "cuda")
     assert resolve_precision("auto", place) == resolved
     assert resolve_precision("bf16", torch.device("cpu")) == "bf16"
+    dtypes = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    assert find_autocast("auto", place) == dtypes[resolved]
 
 
 @pytest.mark.parametrize("seed", [0, 2**63 - 1])

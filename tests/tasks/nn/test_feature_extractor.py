@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -30,6 +32,37 @@ def test_only_the_layers_that_are_asked_for_are_computed() -> None:
     network = encoder()
     network.stages[1].register_forward_hook(lambda *_: pytest.fail("the second stage was run"))
     assert len(FeatureExtractor(network, None, (0,), "avg")(images())) == 1
+
+
+@pytest.mark.parametrize("pool", ["avg", "grid", "cls_avg"])
+def test_only_the_encoder_computes_in_another_number_format(pool: Any) -> None:
+    spec = {"name": "timm", "model": "test_vit"} if pool == "cls_avg" else {"name": "convnet", "width": 4, "depth": 3}
+    torch.manual_seed(0)
+    network = Encoder(spec, 32).eval()
+    x = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    (exact,) = FeatureExtractor(network, None, (-1,), pool)(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        maps = network(x)
+    (found,) = FeatureExtractor(network, None, (-1,), pool, torch.bfloat16)(x)
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, exact)
+    torch.testing.assert_close(found, exact, rtol=0.05, atol=0.02)
+    mean = maps[-1].float()
+    expected = {
+        "avg": mean.mean((2, 3)),
+        "grid": mean.flatten(1),
+        "cls_avg": torch.cat((maps.class_tokens[-1].float(), mean.mean((2, 3))), 1) if pool == "cls_avg" else None,
+    }
+    torch.testing.assert_close(found, expected[pool])
+
+
+def test_the_head_computes_in_single_precision() -> None:
+    network = encoder()
+    head = Projection(pooled_size(network, "avg"), (), 7, dropout=0.0, norm="none", pool="avg").eval()
+    (found,) = FeatureExtractor(network, head, (-1,), "avg", torch.bfloat16)(images())
+    with torch.autocast("cpu", torch.bfloat16):
+        map_ = network(images())[-1]
+    assert torch.equal(found, head([map_.float()]))
 
 
 def test_the_grid_is_the_finest_of_at_most_ten_thousand_features() -> None:

@@ -104,6 +104,19 @@ def test_each_arm_has_its_own_weights(tmp_path: Path, digits: Store) -> None:
             torch.testing.assert_close(network(images)[0], mean_maps(encoder))
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", None), ("auto", None), ("bf16", torch.bfloat16)])
+def test_all_arms_compute_in_the_number_format_of_the_stage(
+    tmp_path: Path, digits: Store, precision: str, dtype: torch.dtype | None
+) -> None:
+    recipe = comparing(tmp_path, stages__evaluate__precision=precision)
+    stage: Any = recipe.stages["evaluate"]
+    save_encoder(draw_encoder(recipe.network_spec, 1), tmp_path / "encoder", {})
+    folders = {"encoder": tmp_path / "encoder", "given": tmp_path / "encoder"}
+    instance = StageInstance("evaluate", 3, "f", tmp_path / "x", **folders)
+    networks = build_extractors(StageContext.create(recipe, digits, on_ray=False), stage, instance)
+    assert [network.autocast for network in networks.values()] == [dtype] * len(ARMS)
+
+
 def test_results_have_the_scores_of_every_arm(compared: Recipe) -> None:
     evaluated, retrieved = result_of(compared, "evaluate"), result_of(compared, "retrieve")
     assert tuple(evaluated) == ARMS

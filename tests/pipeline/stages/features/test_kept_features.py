@@ -123,6 +123,7 @@ def change_workers(facts: dict[str, Any], patch: pytest.MonkeyPatch) -> None:
         lambda facts, patch: facts.update(batch_size=16),
         lambda facts, patch: setattr(facts["network"], "pool", "grid"),
         lambda facts, patch: setattr(facts["network"], "layers", [0]),
+        lambda facts, patch: setattr(facts["network"], "autocast", torch.bfloat16),
         lambda facts, patch: facts.update(network=make_network(make_recipe(Path("x"), encoder__init="he"))),
         lambda facts, patch: facts.update(changes={"dataset__image_size": 10}),
         lambda facts, patch: facts.update(changes={"dataset__max_pixels": 100}),
