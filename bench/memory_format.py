@@ -1,6 +1,7 @@
-"""Networks in the memory format channels_last against contiguous ones, on one thread: `python -m bench.memory_format`.
+"""Networks in two memory formats and two number formats, on one thread: `python -m bench.memory_format`.
 
-Both take turns on the same images. The table has the least CPU milliseconds of some turns, of the forward pass without
+Contiguous ones, those with channels_last, and those with channels_last in automatic mixed precision of bfloat16 take
+turns on the same images. The table has the least CPU milliseconds of some turns, of the forward pass without
 gradients, as frozen features take it, and of forward and backward pass in training.
 """
 
@@ -17,7 +18,12 @@ from torch import Tensor, nn
 
 from firstlight.tasks.nn.encoders import Encoder
 
-MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+# The memory format of each arm, and whether it computes in bfloat16 where it can.
+FORMAT_ARMS = {
+    "contiguous": (torch.contiguous_format, False),
+    "channels_last": (torch.channels_last, False),
+    "channels_last, bf16": (torch.channels_last, True),
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ FORMAT_CASES = (
     FormatCase({"name": "torchvision", "model": "resnet50"}, 8, 128),
     FormatCase({"name": "resnet18"}, 32, 32),
     FormatCase({"name": "alexnet"}, 32, 64),
+    FormatCase({"name": "timm", "model": "vit_small_patch16_224"}, 4, 224),
 )
 
 
@@ -58,11 +65,11 @@ def _run_step(network: nn.Module, images: Tensor) -> None:
 
 
 def measure_formats(case: FormatCase, turns: int) -> dict[str, tuple[float, float]]:
-    """Returns the CPU milliseconds of the forward pass and of a training step, by memory format."""
+    """Returns the CPU milliseconds of the forward pass and of a training step, by the name of the arm."""
     torch.manual_seed(0)
     images = torch.rand(case.images, 3, case.side, case.side)
     networks = {}
-    for name, layout in MEMORY_FORMATS.items():
+    for name, (layout, _) in FORMAT_ARMS.items():
         torch.manual_seed(0)
         networks[name] = Encoder(case.spec, case.side).train().to(memory_format=layout)  # type: ignore[call-overload]
     found = {}
@@ -71,34 +78,32 @@ def measure_formats(case: FormatCase, turns: int) -> dict[str, tuple[float, floa
         # The first turn also makes what later ones keep.
         for turn in range(turns + 1):
             for name, network in networks.items():
-                taken = _measure_ms(work, network, images)
+                taken = _measure_ms(work, network, images, FORMAT_ARMS[name][1])
                 least[name] = min(least[name], taken) if turn else least[name]
         found[work] = least
     return {name: (found[_run_forward][name], found[_run_step][name]) for name in networks}
 
 
-def _measure_ms(work: Callable[[nn.Module, Tensor], None], network: nn.Module, images: Tensor) -> float:
+def _measure_ms(work: Callable[[nn.Module, Tensor], None], network: nn.Module, images: Tensor, in_bf16: bool) -> float:
     begun = time.process_time()
-    work(network, images)
+    with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+        work(network, images)
     return 1000 * (time.process_time() - begun)
 
 
 @click.command(help=__doc__)
 @click.option("--turns", type=click.IntRange(min=1), default=6, show_default=True)
 def main(turns: int) -> None:
-    """Prints the milliseconds of both formats, and their ratio."""
+    """Prints the milliseconds of the arms, and their ratios to the contiguous one."""
     torch.set_num_threads(1)
-    table = Table("network, images", "forward, ms", "ratio", "step, ms", "ratio")
+    table = Table("network, images", "forward, ms", "ratios", "step, ms", "ratios", title=", ".join(FORMAT_ARMS))
     for case in FORMAT_CASES:
-        (forward, step), (last_forward, last_step) = measure_formats(case, turns).values()
-        table.add_row(
-            case.label,
-            f"{forward:.0f}, {last_forward:.0f}",
-            f"{last_forward / forward:.2f}",
-            f"{step:.0f}, {last_step:.0f}",
-            f"{last_step / step:.2f}",
-        )
-    Console(width=110).print(table)
+        cells = []
+        for taken in zip(*measure_formats(case, turns).values(), strict=True):
+            cells.append(", ".join(f"{ms:.0f}" for ms in taken))
+            cells.append(", ".join(f"{ms / taken[0]:.2f}" for ms in taken[1:]))
+        table.add_row(case.label, *cells)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":
