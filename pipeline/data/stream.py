@@ -98,8 +98,8 @@ class EvalOrder:
 
     def list_batches(self, index: int) -> list[BatchRows]:
         size = self.batch_size * self.batches_per_task
-        rows = self.own_ids[index * size :][:size]
-        parts = [rows[k : k + self.batch_size] for k in range(0, len(rows), self.batch_size)]
+        ids = self.own_ids[index * size :][:size]
+        parts = [ids[k : k + self.batch_size] for k in range(0, len(ids), self.batch_size)]
         return [(part, np.zeros(len(part), np.int64)) for part in parts]
 
 
@@ -126,7 +126,7 @@ class LoadingOptions:
 def stream_batches(
     loader: PixelLoader, order: BatchOrder, batch_size: int, options: LoadingOptions
 ) -> Iterator[Arrays]:
-    """Yields the batches of one rank in order. All have `batch_size` rows, except the last of an `EvalOrder`.
+    """Yields the batches of one rank in order. All have `batch_size` images, except the last of an `EvalOrder`.
 
     Raises:
         RuntimeError: a batch does not have the ids of the plan (a defect, never a user's mistake).
@@ -148,9 +148,9 @@ def stream_batches(
 
 
 def _load_task(loader: PixelLoader, order: BatchOrder, index: int) -> Iterator[Arrays]:
-    rows = order.list_batches(index)
-    encoded = read_encoded_images(loader.store, np.concatenate([ids for ids, _ in rows]))
-    for ids, passes in rows:
+    batches = order.list_batches(index)
+    encoded = read_encoded_images(loader.store, np.concatenate([ids for ids, _ in batches]))
+    for ids, passes in batches:
         yield loader.load(ids, passes, encoded)
 
 
@@ -165,9 +165,9 @@ def _load_in_process(loader: PixelLoader, order: BatchOrder, threads: int) -> It
 def _list_part_calls(loader: PixelLoader, order: BatchOrder, threads: int) -> Iterator[list[Callable[[], Arrays]]]:
     """Yields the calls that load the parts of each batch."""
     for index in range(len(order)):
-        rows = order.list_batches(index)
-        encoded = read_encoded_images(loader.store, np.concatenate([ids for ids, _ in rows]))
-        for ids, passes in rows:
+        batches = order.list_batches(index)
+        encoded = read_encoded_images(loader.store, np.concatenate([ids for ids, _ in batches]))
+        for ids, passes in batches:
             count = max(min(threads, -(-len(ids) // MIN_THREAD_IMAGES)), 1)
             shares = zip(np.array_split(ids, count), np.array_split(passes, count), strict=True)
             yield [functools.partial(loader.load, *share, encoded) for share in shares]

@@ -183,9 +183,10 @@ class OpBatch:
 
 
 def _rotate_hue(image: Image.Image, turns: float) -> Image.Image:
-    hue, saturation, value = image.convert("HSV").split()
-    shifted = (np.asarray(hue, np.int16) + round(255 * turns)) % 256
-    return Image.merge("HSV", (Image.fromarray(shifted.astype(np.uint8)), saturation, value)).convert("RGB")
+    levels = np.array(image.convert("HSV"))
+    # Levels of 8 bits go around, as hues do.
+    levels[..., 0] += np.uint8(round(255 * turns) % 256)
+    return Image.fromarray(levels, "HSV").convert("RGB")
 
 
 def _resize_box(image: Image.Image, left: float, top: float, width: float, height: float, size: int) -> Image.Image:
