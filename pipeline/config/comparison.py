@@ -113,7 +113,6 @@ class FeatureStage(ComparisonStage):
     batch_size: int = Field(
         256, ge=1, description="The number of images that are embedded at a time, over all workers."
     )
-
     precision: Precision = FEATURE_PRECISION
 
     arm_names: ClassVar[tuple[str, ...]] = get_args(FeatureArm)
