@@ -118,7 +118,10 @@ def main(rounds: int, seconds: float) -> None:
     settings = list_settings(count_cores())
     found = [[measure_step_rates(STEP_CASES, setting, seconds) for setting in settings] for _ in range(rounds)]
     columns = [_describe_column(setting, arm) for setting in settings for arm in setting.arms]
-    table = Table("network, images", *columns)
+    table = Table(title="images/s; threads, number format, how they wait beside how many busy processes")
+    table.add_column("network, images", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
     for k, case in enumerate(STEP_CASES):
         in_rounds = [[rate for rates in one_round for rate in rates[k]] for one_round in found]
         table.add_row(case.label, *(f"{median(rates):,.1f}" for rates in zip(*in_rounds, strict=True)))
@@ -127,9 +130,9 @@ def main(rounds: int, seconds: float) -> None:
 
 def _describe_column(setting: CoreSetting, arm: CoreArm) -> str:
     threads, precision = arm
-    waiting = "spinning" if setting.wait == "active" else "sleeping"
-    beside = f", {waiting}, beside {setting.busy} busy process" if setting.busy else ""
-    return f"{threads} thread{'s' if threads > 1 else ''}, {precision}{beside}"
+    waiting = "spin" if setting.wait == "active" else "sleep"
+    beside = f" {waiting} {setting.busy}" if setting.busy else ""
+    return f"{threads} {precision}{beside}"
 
 
 if __name__ == "__main__":
