@@ -54,13 +54,15 @@ FORMAT_CASES = (
 )
 
 
-def _run_forward(network: nn.Module, images: Tensor) -> None:
-    with torch.no_grad():
+def _run_forward(network: nn.Module, images: Tensor, in_bf16: bool) -> None:
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
         network(images)
 
 
-def _run_step(network: nn.Module, images: Tensor) -> None:
-    network(images)[-1].float().square().mean().backward()
+def _run_step(network: nn.Module, images: Tensor, in_bf16: bool) -> None:
+    with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+        loss = network(images)[-1].float().square().mean()
+    loss.backward()
     network.zero_grad(set_to_none=True)
 
 
@@ -84,10 +86,11 @@ def measure_formats(case: FormatCase, turns: int) -> dict[str, tuple[float, floa
     return {name: (found[_run_forward][name], found[_run_step][name]) for name in networks}
 
 
-def _measure_ms(work: Callable[[nn.Module, Tensor], None], network: nn.Module, images: Tensor, in_bf16: bool) -> float:
+def _measure_ms(
+    work: Callable[[nn.Module, Tensor, bool], None], network: nn.Module, images: Tensor, in_bf16: bool
+) -> float:
     begun = time.process_time()
-    with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
-        work(network, images)
+    work(network, images, in_bf16)
     return 1000 * (time.process_time() - begun)
 
 

@@ -20,16 +20,17 @@ from firstlight.pipeline.data.splits import MEASURED_SPLITS
 PREVIOUS = "previous"
 # The value of `encoder` that means the weights that `encoder.weights` names, and the value that means fresh weights.
 GIVEN, RANDOM = "given", "random"
-# The number formats of a forward pass, and what `auto` means.
+# The number formats of a forward pass, and what `auto` means on CPUs.
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
-AUTO_PRECISION = (
-    "`auto`: `bf16` on GPUs that have it, `fp16` on older ones, and on the CPUs of this machine `bf16` if they are "
-    "faster in it (AMX; AVX512_BF16 of AMD) and the network has no grouped convolution, otherwise `fp32`."
+AUTO_ON_CPUS = (
+    "on the CPUs of this machine `bf16` if they are faster in it (AMX; AVX512_BF16 of AMD) and the network has no "
+    "grouped convolution, otherwise `fp32`."
 )
 FEATURE_PRECISION: Any = Field(
     "fp32",
     description="The number format in which the encoder computes the features: `bf16` and `fp16` are automatic mixed "
-    f"precision. All that is done with the features is done in `fp32`. {AUTO_PRECISION}",
+    "precision. A head, averages, and all that is done with the features are in `fp32`. `auto`: `bf16` on GPUs of this "
+    f"machine that have it, and {AUTO_ON_CPUS}",
 )
 # The section of each registered kind of stage, by its kind. `pipeline/stages/registry.py` fills it.
 STAGE_SECTIONS: dict[str, type["StageConfig"]] = {}
@@ -197,7 +198,7 @@ class TrainingOptions(StrictModel):
     precision: Precision = Field(
         "fp32",
         description="The number format of the forward pass: `bf16` and `fp16` are automatic mixed precision, `fp16` "
-        f"with a scaled loss. {AUTO_PRECISION}",
+        f"with a scaled loss. `auto`: `bf16` on GPUs that have it, `fp16` on older ones, and {AUTO_ON_CPUS}",
     )
     ema: float | None = Field(
         None,

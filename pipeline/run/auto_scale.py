@@ -1,4 +1,4 @@
-"""The meaning of `auto` on the machines at hand: workers, their GPUs, the precision of trainings, loading of images."""
+"""The meaning of `auto` on the machines at hand: workers, their GPUs, number formats, loading of images."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,7 @@ from torch import nn
 
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.scale import AUTO, ScaleOptions
+from firstlight.pipeline.config.stages import TrainingOptions
 from firstlight.pipeline.run.memory import choose_object_store, choose_tasks
 from firstlight.pipeline.run.nodes import list_live_nodes
 from firstlight.pipeline.run.ray_session import RaySession
@@ -26,11 +27,11 @@ class FoundGpus:
 
 
 def resolve_scale(recipe: Recipe) -> tuple[Recipe, str | None]:
-    """Replaces `auto` in `scale.workers`, `scale.gpus_per_worker`, the precision of trainings, and, on this machine,
-    in `stream.tasks` of workers on GPUs and in `scale.object_store_mb`.
+    """Replaces `auto` in `scale.workers`, `scale.gpus_per_worker`, the precision of stages, and, on this machine, in
+    `stream.tasks` of workers on GPUs and in `scale.object_store_mb`.
 
     Returns the recipe, and a line that says what was chosen; None if there was nothing to choose. A cluster is asked
-    for its nodes; the precision of its GPUs is chosen on its workers.
+    for its nodes; the precision of trainings on its GPUs is chosen on its workers.
 
     Raises:
         UserError: the cluster cannot be joined.
@@ -51,15 +52,30 @@ def _resolve_workers(recipe: Recipe) -> tuple[Recipe, list[str]]:
     on_gpu = scale.worker_gpus > 0
     who = format_count(scale.max_workers, "worker") if scale.max_workers else "this process"
     words = [f"{who} on {_describe_place(scale, gpus)}"]
-    stages = dict(recipe.stages)
-    if asks_precision and (is_local or not on_gpu):
-        in_bf16 = is_local and not on_gpu and multiplies_bf16_faster() and _gains_by_bf16(recipe)
-        precision = "bf16" if in_bf16 else resolve_precision(AUTO, torch.device("cuda" if on_gpu else "cpu"))
-        for name, stage in recipe.stages.items():
-            if getattr(stage, "precision", None) == AUTO:
-                stages[name] = stage.model_copy(update={"precision": precision})
+    if asks_precision:
+        recipe, chosen = _resolve_precisions(recipe, is_local, on_gpu)
+        words += chosen
+    return recipe.model_copy(update={"scale": scale}), words
+
+
+def _resolve_precisions(recipe: Recipe, is_local: bool, on_gpu: bool) -> tuple[Recipe, list[str]]:
+    in_bf16 = is_local and not on_gpu and multiplies_bf16_faster() and _gains_by_bf16(recipe)
+    best = "bf16" if in_bf16 else resolve_precision(AUTO, torch.device("cuda" if on_gpu and is_local else "cpu"))
+    stages, words = dict(recipe.stages), list[str]()
+    for name, stage in recipe.stages.items():
+        if getattr(stage, "precision", None) != AUTO:
+            continue
+        if not isinstance(stage, TrainingOptions):
+            # Features are compared, so that all workers compute them alike. No loss is scaled that would show that a
+            # feature is beyond fp16.
+            precision = best if best == "bf16" else "fp32"
+        elif is_local or not on_gpu:
+            precision = best
+        else:
+            continue
+        stages[name] = stage.model_copy(update={"precision": precision})
         words.append(f"precision {precision}")
-    return recipe.model_copy(update={"scale": scale, "stages": stages}), words
+    return recipe.model_copy(update={"stages": stages}), list(dict.fromkeys(words))
 
 
 def _gains_by_bf16(recipe: Recipe) -> bool:

@@ -92,8 +92,8 @@ def _plan_files(context: StageContext, stage: Embed) -> Iterator[EmbeddingFile]:
             )
 
 
-def _load_extractor(folder: Path, image_size: int, device: torch.device) -> FeatureExtractor:
-    return prepare_for_inference(FeatureExtractor(load_encoder(folder, image_size), None, (-1,), "avg"), device)
+def _load_extractor(folder: Path, image_size: int, autocast: torch.dtype | None) -> FeatureExtractor:
+    return FeatureExtractor(load_encoder(folder, image_size), None, (-1,), "avg", autocast)
 
 
 def _find_device(gpu: bool) -> torch.device:
@@ -106,8 +106,8 @@ def build_network(folder: TravellingPath, image_size: int, threads: int, gpu: bo
     """
     set_up_cpu(threads)
     device = _find_device(gpu)
-    network = _load_extractor(folder.fetch(), image_size, device)
-    network.autocast = find_autocast(precision, device)
+    extractor = _load_extractor(folder.fetch(), image_size, find_autocast(precision, device))
+    network = prepare_for_inference(extractor, device)
 
     @torch.no_grad()
     def embed(pixels: np.ndarray) -> np.ndarray:
@@ -120,9 +120,7 @@ def build_network(folder: TravellingPath, image_size: int, threads: int, gpu: bo
     return embed
 
 
-def _read_kept_splits(
-    context: StageContext, stage: Embed, instance: StageInstance, network: FeatureExtractor
-) -> dict[str, np.ndarray]:
+def _read_kept_splits(context: StageContext, stage: Embed, instance: StageInstance) -> dict[str, np.ndarray]:
     """Returns the (n, C) embeddings of the splits that other stages of the run have computed in the same batches.
 
     A file begins a new batch, so that the batches of several files are the same only if each has whole ones.
@@ -130,8 +128,11 @@ def _read_kept_splits(
     splits, run, found = context.splits, instance.folder.parent, dict[str, np.ndarray]()
     if not has_kept(run) or not takes_kept_embeddings(context.recipe.scale):
         return found
-    weights, device = hash_weights(network), _find_device(context.recipe.scale.worker_gpus > 0)
-    network.autocast = find_autocast(stage.precision, device)
+    assert instance.encoder is not None
+    device = _find_device(context.recipe.scale.worker_gpus > 0)
+    autocast = find_autocast(stage.precision, device)
+    network = _load_extractor(instance.encoder, context.recipe.dataset.image_size, autocast)
+    weights = hash_weights(network)
     for split in stage.splits:
         ids = getattr(splits, split)
         is_aligned = len(ids) <= stage.rows_per_file or stage.rows_per_file % stage.batch_size == 0
@@ -152,14 +153,13 @@ class _EmbeddingWriter:
         encoder = TravellingPath(instance.encoder)
         on_gpu = scale.worker_gpus > 0
         self.make = partial(build_network, encoder, data.image_size, scale.worker_threads, on_gpu, stage.precision)
-        network = _load_extractor(instance.encoder, data.image_size, torch.device("cpu"))
-        size = network.encoder.shapes[-1][0]
+        size = load_encoder(instance.encoder, data.image_size).shapes[-1][0]
         vector = pa.list_(pa.from_numpy_dtype(np.dtype(stage.dtype)), size)
         self.schema = pa.schema(
             [("id", pa.int64()), ("path", pa.string()), ("label", pa.int64()), ("embedding", vector)]
         )
         # The features that other stages of the run have kept, by split.
-        self.kept = _read_kept_splits(context, stage, instance, network) if instance.facts else {}
+        self.kept = _read_kept_splits(context, stage, instance) if instance.facts else {}
 
     def is_done(self, file: EmbeddingFile) -> bool:
         """Returns True if a file exists and is whole: its pages carry checksums."""
@@ -250,6 +250,7 @@ def _build_manifest(
         "encoder": {name: entry["sha256"] for name, entry in encoder["files"].items()},
         "size": vector.list_size if vector else 0,
         "dtype": stage.dtype,
+        "precision": stage.precision,
         "counts": {split: len(getattr(context.splits, split)) for split in stage.splits},
         "files": rows,
     }
@@ -270,6 +271,8 @@ class _EmbeddingsShape(RecordShape):
 
     format: Literal[1]
     dtype: Literal["float32", "float16"]
+    # The number format that the encoder computed in.
+    precision: str = "fp32"
     size: Count
     counts: dict[str, Count]
     files: list[_FileShape]

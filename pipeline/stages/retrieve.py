@@ -57,7 +57,7 @@ def _save_gallery(
     looked = {
         key: value
         for key, value in stage.model_dump(mode="json").items()
-        if key in ("features", "layer", "pool", "gallery", "labelled_gallery")
+        if key in ("features", "layer", "pool", "precision", "gallery", "labelled_gallery")
     }
     save_index(
         instance.folder / INDEX_FOLDER,

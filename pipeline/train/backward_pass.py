@@ -135,7 +135,7 @@ class _StepModule(nn.Module):
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Returns the number format of a training's forward pass on `device`: `auto` becomes the best that it has."""
+    """Returns the number format of a forward pass on `device`: `auto` becomes the best that it has for a training."""
     if precision != "auto":
         return precision
     if device.type != "cuda":

@@ -1,7 +1,8 @@
 """Monitors the features of a pretraining: kNN accuracy on held-out images, metrics without labels, and collapse.
 
 The monitor changes no bit of the training: every step seeds its random numbers from (seed, step), networks are in
-evaluation mode, no gradient is computed, and images are decoded in this process and not through the stream. Labels of
+evaluation mode, no gradient is computed, and images are decoded in this process and not through the stream. The encoder
+computes in the training's precision, its head in single precision. Labels of
 held-out images and of a bank of training images, withheld ones included, only decide what is logged. The test split is
 never used.
 """
@@ -69,7 +70,8 @@ class FeatureMonitor:
         """Returns the (n, d) features of each view of `ids`, on every worker. It is collective."""
         head = self.method.exported_networks()["head"] if self.options.features == "head" else None
         autocast = find_autocast(self.stage.precision, self.job.device)
-        features = FeatureExtractor(self.method.exported_encoder(), head, (-1,), "avg", autocast)  # type: ignore[arg-type]
+        encoder = self.method.exported_encoder()
+        features = FeatureExtractor(encoder, head, (-1,), "avg", autocast)  # type: ignore[arg-type]
         size = max(self.stage.batch_size // world_size(), 64)
         # Tasks of Ray are processes; a worker of its on CPUs has no core for threads.
         on_cpus_of_ray = self.context.options.on_ray and self.job.device.type != "cuda"

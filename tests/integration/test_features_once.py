@@ -112,6 +112,13 @@ def test_embeddings_on_several_threads_are_those_that_were_kept(tmp_path: Path, 
     assert counted["embed network"] == 0
 
 
+def test_features_of_another_number_format_are_not_taken(tmp_path: Path, counted: Counter[str]) -> None:
+    recipe = make_recipe(tmp_path / "mixed", seeds=[0], stages__embed__precision="bf16")
+    run_recipe(recipe, QUIET)
+    assert counted["retrieve network"] == 0
+    assert counted["embed network"] == sum(count_images(recipe).values())
+
+
 def test_later_stages_neither_decode_nor_compute_and_all_bits_are_the_same(
     tmp_path: Path, counted: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,7 +77,8 @@ def compute_held_out_features(
 ) -> tuple[np.ndarray, Tensor] | None:
     """Returns the ids of held-out images, or training images where none is held out, and their (n, C) features.
 
-    Returns None if there are too few to compare, or a feature is not finite. It is collective.
+    The features are those of single precision. Returns None if there are too few to compare, or a feature is not
+    finite. It is collective.
     """
     ids = select_evenly_spaced(context.splits.figure_ids, MAX_COMPARED_IMAGES)
     if len(ids) < max(world_size(), 3):

@@ -203,6 +203,43 @@ def test_precision_on_cpus_follows_their_speed_and_the_network(
     assert told.endswith(f"precision {precision}")
 
 
+@pytest.mark.parametrize(
+    ("gpus", "has_bf16", "gains", "address", "trained", "features"),
+    [
+        (0, False, True, "local", "bf16", "bf16"),
+        (0, False, False, "local", "fp32", "fp32"),
+        (1, True, False, "local", "bf16", "bf16"),
+        # No loss would show that a feature is too large.
+        (1, False, False, "local", "fp16", "fp32"),
+        # Workers with other GPUs would compute other features.
+        (2, True, False, "10.0.0.1:6379", "auto", "fp32"),
+        (0, False, True, "10.0.0.1:6379", "fp32", "fp32"),
+    ],
+)
+def test_frozen_features_have_one_precision_which_is_never_chosen_by_workers(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: int,
+    has_bf16: bool,
+    gains: bool,
+    address: str,
+    trained: str,
+    features: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    monkeypatch.setattr(auto_scale, "multiplies_bf16_faster", lambda: gains)
+    monkeypatch.setattr(auto_scale, "find_local_gpus", lambda: FoundGpus(gpus))
+    monkeypatch.setattr(auto_scale, "_find_cluster_gpus", lambda scale: FoundGpus(gpus))
+    recipe = automatic(tmp_path, address=address)
+    both = recipe.dump()
+    both["stages"]["evaluate"]["precision"] = "auto"
+    alone = {**both, "stages": {"pretrain": {**both["stages"]["pretrain"], "precision": "fp32"}}}
+    alone["stages"]["evaluate"] = both["stages"]["evaluate"]
+    for raw, expected in ((both, trained), (alone, "fp32")):
+        stages: Any = resolve_scale(parse_recipe(raw))[0].stages
+        assert (stages["pretrain"].precision, stages["evaluate"].precision) == (expected, features)
+
+
 def test_run_prints_what_was_chosen_and_records_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto_scale, "multiplies_bf16_faster", lambda: False)
     out = io.StringIO()

@@ -107,6 +107,7 @@ def test_embeddings_are_computed_in_the_number_format_of_the_stage(
     with torch.no_grad():
         own = torch.cat([network(batch.views[0])[0] for batch in context.iterate_batches(ids, 16)]).numpy()
     assert np.array_equal(found, own)
+    assert json.loads(files_of(instance)["manifest.json"])["precision"] == precision
 
 
 def test_values_beyond_half_precision_are_refused(tmp_path: Path, digits: Store) -> None:
@@ -173,10 +174,12 @@ def test_two_actors_on_ray_make_the_same_bits_as_this_process(tmp_path: Path, di
         assert files_of(instance) == files_of(setting(tmp_path, digits, name="alone")[2])
 
 
-def dying(folder: TravellingPath, image_size: int, threads: int, gpu: bool) -> Callable[[np.ndarray], np.ndarray]:
+def dying(
+    folder: TravellingPath, image_size: int, threads: int, gpu: bool, precision: str
+) -> Callable[[np.ndarray], np.ndarray]:
     """An encoder that takes its process with it, once, in the second batch."""
     whole, marks = (
-        build_network(folder, image_size, threads, gpu),
+        build_network(folder, image_size, threads, gpu, precision),
         [folder.path.parent / name for name in ("first", "second")],
     )
 

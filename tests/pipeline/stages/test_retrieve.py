@@ -140,6 +140,7 @@ def test_the_index_holds_the_gallery_with_paths_and_labels(looked: Path) -> None
     assert context.store.read_paths(some) == [paths[i] for i in some.tolist()]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["dimensions"] == 8
+    assert manifest["precision"] == "fp32"
     assert manifest["store"] == context.store.hash
 
 

@@ -11,7 +11,7 @@ import torch
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.train import failures
+from firstlight.pipeline.train import failures, monitor
 from firstlight.pipeline.train.checkpoint import Checkpoints
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit
@@ -127,6 +127,24 @@ def test_metrics_are_of_held_out_images_and_never_of_test_images(tmp_path: Path,
     for name, value in compute_feature_metrics(held_out).items():
         assert found[f"watch_{name}"] == pytest.approx(value, rel=1e-4)
     assert 0 < found["watch_alignment"] < 4
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", None), ("bf16", torch.bfloat16)])
+def test_features_have_the_precision_of_the_training(
+    tmp_path: Path, digits: Store, monkeypatch: pytest.MonkeyPatch, precision: str, dtype: torch.dtype | None
+) -> None:
+    seen = set[torch.dtype | None]()
+    forward = monitor.FeatureExtractor.forward
+
+    def forward_seen(network: Any, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        seen.add(network.autocast)
+        return forward(network, images)
+
+    monkeypatch.setattr(monitor.FeatureExtractor, "forward", forward_seen)
+    changes = {"stages__pretrain__watch": WATCHED, "stages__pretrain__precision": precision}
+    watch, _ = build_monitor(tmp_path, digits, dataset__val_fraction=0.3, **changes)
+    assert watch.evaluate()
+    assert seen == {dtype}
 
 
 def read_notes(folder: Path) -> list[str]:
