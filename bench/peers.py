@@ -60,7 +60,7 @@ SIMCLR_CROP = {"op": "random_resized_crop", "scale": [0.08, 1.0]}
 # The end of the name of an arm that has the settings of `firstlight init`.
 AS_INIT = ", as init"
 # The keys of a stage that `firstlight init` sets for speed.
-INIT_SPEED = {"channels_last": True, "precision": "auto"}
+INIT_KEYS = {"channels_last": True, "precision": "auto"}
 # More steps, and epochs, than an arm takes before it is ended.
 ENDLESS = 10**6
 # The steps of an arm that do not count.
@@ -137,7 +137,7 @@ def train_ours(setting: PeerSetting, resident: str, learn_labels: bool, as_init:
     `as_init`: as fast as `firstlight init` sets it.
     """
     torch.manual_seed(0)
-    recipe = make_peer_recipe(setting, list_simclr_ops(setting.side), resident, INIT_SPEED if as_init else {})
+    recipe = make_peer_recipe(setting, list_simclr_ops(setting.side), resident, INIT_KEYS if as_init else {})
     store = prepare_photographs(recipe, setting.storage / "stores")
     context = StageContext.create(recipe, store, on_ray=False, device=torch.device("cpu"))
     stage: Any = recipe.stages["pretrain"]
@@ -194,8 +194,8 @@ def _step_through(
 ) -> None:
     halved = False
     if as_init:
-        # As in our arm on the same images.
-        stage: Any = make_peer_recipe(setting, list_simclr_ops(setting.side), "off", INIT_SPEED).stages["pretrain"]
+        # Our arm on the same images has these keys.
+        stage: Any = make_peer_recipe(setting, list_simclr_ops(setting.side), "off", INIT_KEYS).stages["pretrain"]
         halved = stage.precision == "bf16"
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(network.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4)

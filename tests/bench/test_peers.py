@@ -57,8 +57,8 @@ def test_settings_of_init_are_those_of_its_recipes(setting: PeerSetting, monkeyp
     monkeypatch.setattr(auto_scale, "multiplies_bf16_faster", lambda: True)
     survey = ImageSurvey({"name": "folder", "root": "/data"}, 720, 240, ("a", "b"), 60, 224, False)
     written = choose_settings(survey, Wishes(), False).pretrain
-    assert {name: written[name] for name in peers.INIT_SPEED} == peers.INIT_SPEED
-    stage: Any = peers.make_peer_recipe(setting, [peers.PEER_CROP], "off", peers.INIT_SPEED).stages["pretrain"]
+    assert {name: written[name] for name in peers.INIT_KEYS} == peers.INIT_KEYS
+    stage: Any = peers.make_peer_recipe(setting, [peers.PEER_CROP], "off", peers.INIT_KEYS).stages["pretrain"]
     assert (stage.precision, stage.channels_last) == ("bf16", True)
 
 
