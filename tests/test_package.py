@@ -1,4 +1,4 @@
-"""The wheel: what is in it, and that it works beside another package called `tasks`."""
+"""The checkout and the wheel: what is in them, and that the wheel works beside another package called `tasks`."""
 
 import importlib.util
 import shutil
@@ -15,6 +15,8 @@ from tests.support.paths import ROOT
 # The files and folders of the checkout that `pip wheel` reads.
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "constraints.txt", "firstlight", "pipeline", "tasks", "conf")
 PAGE_FILES = {"firstlight/pipeline/report/page.html", "firstlight/pipeline/report/page.js"}
+# The largest file of the checkout, a figure of the documentation, has a tenth of it.
+MOST_BYTES = 2**20
 OTHER_FILES = PAGE_FILES | {"firstlight/py.typed", "firstlight/constraints.txt"}
 IMPORT_BOTH = """
 import tasks, firstlight, firstlight.tasks.nn.encoders as encoders, firstlight.pipeline.cli.main
@@ -84,3 +86,13 @@ def test_command_of_the_wheel_is_the_command_line(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (entry_points,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
         assert f"firstlight = {scripts['firstlight']}" in archive.read(entry_points).decode()
+
+
+def test_checkout_has_no_large_files_and_no_packages() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip(f"this is no checkout of git: {listed.stderr.strip()}")
+    files = [ROOT / name for name in listed.stdout.split("\0") if name]
+    assert ROOT / "README.md" in files
+    assert not [file for file in files if file.is_file() and file.stat().st_size > MOST_BYTES]
+    assert not [file for file in files if file.suffix in {".whl", ".gz", ".zip"}]
