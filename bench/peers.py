@@ -386,11 +386,11 @@ def main(
             ]
         # A table as soon as its images are done: the larger ones take long.
         for shown, setting in settings:
-            table = Table(shown, "beside it", "images/s, ratio", "images per CPU s, ratio")
+            table = Table(shown, "beside it", "images/s, ratio", "images per CPU s, ratio", "steps, and the peer's")
             for name in names:
                 found = measure_in_turns(list_arms(name, setting), WARMUP_STEPS, seconds, rounds)
                 for arm, wall, cpu in compare_totals(found):
-                    table.add_row(name, arm, f"{wall:.2f}", f"{cpu:.2f}")
+                    table.add_row(name, arm, f"{wall:.2f}", f"{cpu:.2f}", f"{found[arm].steps}, {found[PEER].steps}")
             console.print(table)
 
 
