@@ -24,6 +24,7 @@ from bench.memory_format import FormatCase
 from bench.own_process import run_in_own_process
 from firstlight.pipeline.run.launching.threads import count_cores
 from firstlight.pipeline.train.accelerator.cpu import set_up_cpu
+from firstlight.pipeline.train.accelerator.grouped_convolutions import keep_grouped_in_fp32
 from firstlight.tasks.nn.encoders import Encoder
 
 STEP_CASES = (
@@ -73,6 +74,9 @@ def time_steps(case: FormatCase, arm: CoreArm, seconds: float) -> float:
     torch.manual_seed(0)
     layout = torch.channels_last
     network = Encoder(case.spec, case.side).train().to(memory_format=layout)  # type: ignore[call-overload]
+    if precision == "bf16":
+        # Trainings do so, too.
+        keep_grouped_in_fp32(network)
     images = torch.rand(case.images, 3, case.side, case.side).to(memory_format=layout)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
 

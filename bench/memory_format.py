@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from firstlight.pipeline.train.accelerator.grouped_convolutions import keep_grouped_in_fp32
 from firstlight.tasks.nn.encoders import Encoder
 
 # The memory format of each arm, and whether it computes in bfloat16 where it can.
@@ -76,6 +77,9 @@ def measure_formats(case: FormatCase, turns: int) -> dict[str, tuple[float, floa
         networks[name] = Encoder(case.spec, case.side).train().to(memory_format=layout)  # type: ignore[call-overload]
     found = {}
     for work in (_run_forward, _run_step):
+        if work is _run_step:
+            # Trainings do so, too.
+            keep_grouped_in_fp32(networks["channels_last, bf16"])
         least = dict.fromkeys(networks, float("inf"))
         # The first turn also makes what later ones keep.
         for turn in range(turns + 1):

@@ -21,6 +21,7 @@ from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures
 from firstlight.pipeline.train.accelerator.fused_updates import choose_fused
+from firstlight.pipeline.train.accelerator.grouped_convolutions import keep_grouped_in_fp32
 from firstlight.pipeline.train.backward_pass import find_autocast
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit, open_batches
@@ -131,6 +132,8 @@ class TimedTraining:
         spec = choose_fused(training.optimizer, self.device)
         optimizer = build_optimizer(spec, learner.parameter_groups(), training.learning_rate)
         dtype = find_autocast(training.precision, self.device)
+        if dtype == torch.bfloat16 and self.device.type == "cpu":
+            keep_grouped_in_fp32(learner)
         learner.train().begin_epoch(1)
 
         def take_step() -> None:

@@ -23,8 +23,7 @@ GIVEN, RANDOM = "given", "random"
 # The number formats of a forward pass, and what `auto` means on CPUs.
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 AUTO_ON_CPUS = (
-    "on the CPUs of this machine `bf16` if they are faster in it (AMX; AVX512_BF16 of AMD) and the network has no "
-    "grouped convolution, otherwise `fp32`."
+    "on the CPUs of this machine `bf16` if they are faster in it (AMX; AVX512_BF16 of AMD), otherwise `fp32`."
 )
 FEATURE_PRECISION: Any = Field(
     "fp32",
@@ -198,7 +197,8 @@ class TrainingOptions(StrictModel):
     precision: Precision = Field(
         "fp32",
         description="The number format of the forward pass: `bf16` and `fp16` are automatic mixed precision, `fp16` "
-        f"with a scaled loss. `auto`: `bf16` on GPUs that have it, `fp16` on older ones, and {AUTO_ON_CPUS}",
+        "with a scaled loss. On CPUs grouped convolutions train in `fp32`. `auto`: `bf16` on GPUs that have it, `fp16` "
+        f"on older ones, and {AUTO_ON_CPUS}",
     )
     ema: float | None = Field(
         None,

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.scale import AUTO, ScaleOptions
@@ -15,7 +14,6 @@ from firstlight.pipeline.terminal import format_count
 from firstlight.pipeline.train.accelerator.cpu import multiplies_bf16_faster
 from firstlight.pipeline.train.backward_pass import resolve_precision
 from firstlight.pipeline.usable_cpus import count_decoders, count_usable_cpus
-from firstlight.tasks.nn.encoders import Encoder
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def _resolve_workers(recipe: Recipe) -> tuple[Recipe, list[str]]:
 
 
 def _resolve_precisions(recipe: Recipe, is_local: bool, on_gpu: bool) -> tuple[Recipe, list[str]]:
-    in_bf16 = is_local and not on_gpu and multiplies_bf16_faster() and _gains_by_bf16(recipe)
+    in_bf16 = is_local and not on_gpu and multiplies_bf16_faster()
     best = "bf16" if in_bf16 else resolve_precision(AUTO, torch.device("cuda" if on_gpu and is_local else "cpu"))
     stages, words = dict(recipe.stages), list[str]()
     for name, stage in recipe.stages.items():
@@ -76,23 +74,6 @@ def _resolve_precisions(recipe: Recipe, is_local: bool, on_gpu: bool) -> tuple[R
         stages[name] = stage.model_copy(update={"precision": precision})
         words.append(f"precision {precision}")
     return recipe.model_copy(update={"stages": stages}), list(dict.fromkeys(words))
-
-
-def _gains_by_bf16(recipe: Recipe) -> bool:
-    """Returns True if the network is faster in bfloat16 where the CPU multiplies its matrices faster.
-
-    A depthwise convolution is no product of matrices, and slower. The network of a recipe without one is not known yet.
-    """
-    if recipe.encoder is None:
-        return False
-    try:
-        # It is not computed with, so it needs no weights.
-        with torch.device("meta"):
-            network = Encoder(recipe.network_spec, recipe.dataset.image_size)
-    except ValueError:
-        # The check of the recipe says what is wrong.
-        return False
-    return not any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
 
 
 def _resolve_loading(recipe: Recipe) -> tuple[Recipe, list[str]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from firstlight.pipeline.train.accelerator.grouped_convolutions import keep_grouped_in_fp32
 from firstlight.pipeline.train.training_job import TrainingJob
 from firstlight.tasks.collective import broadcast_buffers, rank, world_size
 from firstlight.tasks.device.timer import time_part
@@ -27,6 +28,8 @@ class BackwardPass:
     def __init__(self, job: TrainingJob, learner: Learner, judge_loss: Callable[[Tensor, Batch, int], None]) -> None:
         self.job, self.learner, self.judge_loss = job, learner, judge_loss
         self.autocast_dtype = find_autocast(job.training.precision, job.device)
+        if job.device.type == "cpu" and self.autocast_dtype == torch.bfloat16:
+            keep_grouped_in_fp32(learner)
         # The scaler does nothing without fp16.
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=self.autocast_dtype == torch.float16)
         if self.scaler.is_enabled():

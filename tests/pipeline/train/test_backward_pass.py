@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.training_cases import METHOD_TRAININGS, TASK_TRAININGS, TrainingCase, build_case_job, make_noise_batch
 from firstlight.pipeline.data.store import Store
@@ -89,6 +89,18 @@ def test_loss_that_is_refused_leaves_no_gradient(tmp_path: Path, digits: Store, 
     with pytest.raises(StopTraining, match=f"step 7 of {len(batch.ids)} images"):
         backward.compute_gradients(batch, 7)
     assert not read_gradients(backward)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.bfloat16), ("bf16", torch.float32)])
+def test_grouped_convolutions_of_a_training_in_bfloat16_leave_it(
+    tmp_path: Path, precision: str, dtype: torch.dtype
+) -> None:
+    options = {"epochs": 1, "batch_size": 8, "optimizer": {"name": "SGD", "lr": 0.1}, "precision": precision}
+    learner = METHOD_TRAININGS[0].build_learner(32, 32, 2, 8)
+    learner.grouped = nn.Conv2d(4, 4, 3, groups=4)
+    BackwardPass(build_case_job(tmp_path, options, 32, torch.device("cpu")), learner, lambda *arguments: None)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert learner.grouped(torch.rand(2, 4, 8, 8)).dtype == dtype
 
 
 @pytest.mark.parametrize(("device", "resolved"), [("cpu", "fp32"), ("cuda", "bf16"), ("old", "fp16")])
