@@ -6,11 +6,11 @@ rounds. Last, all cores beside one process that is busy: with threads that sleep
 sets it, and with threads that spin.
 """
 
+import contextlib
 import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from unittest import mock
@@ -24,7 +24,7 @@ from bench.memory_format import FormatCase
 from bench.own_process import run_in_own_process
 from firstlight.pipeline.run.launching.threads import count_cores
 from firstlight.pipeline.train.accelerator.cpu import set_up_cpu
-from firstlight.pipeline.train.accelerator.grouped_convolutions import keep_grouped_in_fp32
+from firstlight.pipeline.train.accelerator.grouped_convolutions import grouped_in_fp32
 from firstlight.tasks.nn.encoders import Encoder
 
 STEP_CASES = (
@@ -74,9 +74,6 @@ def time_steps(case: FormatCase, arm: CoreArm, seconds: float) -> float:
     torch.manual_seed(0)
     layout = torch.channels_last
     network = Encoder(case.spec, case.side).train().to(memory_format=layout)  # type: ignore[call-overload]
-    if precision == "bf16":
-        # Trainings do so, too.
-        keep_grouped_in_fp32(network)
     images = torch.rand(case.images, 3, case.side, case.side).to(memory_format=layout)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
 
@@ -87,15 +84,17 @@ def time_steps(case: FormatCase, arm: CoreArm, seconds: float) -> float:
         loss.backward()
         optimizer.step()
 
-    take_step()
-    begun, steps = time.perf_counter(), 0
-    while time.perf_counter() - begun < seconds:
+    # Trainings do so, too.
+    with grouped_in_fp32(network) if precision == "bf16" else contextlib.nullcontext():
         take_step()
-        steps += 1
+        begun, steps = time.perf_counter(), 0
+        while time.perf_counter() - begun < seconds:
+            take_step()
+            steps += 1
     return case.images * steps / (time.perf_counter() - begun)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _busy_processes(count: int) -> Iterator[None]:
     """Keeps CPUs busy meanwhile."""
     processes = [multiprocessing.get_context("spawn").Process(target=_stay_busy, daemon=True) for _ in range(count)]

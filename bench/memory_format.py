@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from firstlight.pipeline.train.accelerator.grouped_convolutions import keep_grouped_in_fp32
+from firstlight.pipeline.train.accelerator.grouped_convolutions import grouped_in_fp32
 from firstlight.tasks.nn.encoders import Encoder
 
 # The memory format of each arm, and whether it computes in bfloat16 where it can.
@@ -61,7 +61,8 @@ def _run_forward(network: nn.Module, images: Tensor, in_bf16: bool) -> None:
 
 
 def _run_step(network: nn.Module, images: Tensor, in_bf16: bool) -> None:
-    with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+    # Trainings keep grouped convolutions in single precision.
+    with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16), grouped_in_fp32(network):
         loss = network(images)[-1].float().square().mean()
     loss.backward()
     network.zero_grad(set_to_none=True)
@@ -77,9 +78,6 @@ def measure_formats(case: FormatCase, turns: int) -> dict[str, tuple[float, floa
         networks[name] = Encoder(case.spec, case.side).train().to(memory_format=layout)  # type: ignore[call-overload]
     found = {}
     for work in (_run_forward, _run_step):
-        if work is _run_step:
-            # Trainings do so, too.
-            keep_grouped_in_fp32(networks["channels_last, bf16"])
         least = dict.fromkeys(networks, float("inf"))
         # The first turn also makes what later ones keep.
         for turn in range(turns + 1):

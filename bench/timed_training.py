@@ -21,8 +21,7 @@ from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures
 from firstlight.pipeline.train.accelerator.fused_updates import choose_fused
-from firstlight.pipeline.train.accelerator.grouped_convolutions import keep_grouped_in_fp32
-from firstlight.pipeline.train.backward_pass import find_autocast
+from firstlight.pipeline.train.backward_pass import choose_formats, find_autocast
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit, open_batches
 from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
@@ -132,14 +131,13 @@ class TimedTraining:
         spec = choose_fused(training.optimizer, self.device)
         optimizer = build_optimizer(spec, learner.parameter_groups(), training.learning_rate)
         dtype = find_autocast(training.precision, self.device)
-        if dtype == torch.bfloat16 and self.device.type == "cpu":
-            keep_grouped_in_fp32(learner)
         learner.train().begin_epoch(1)
 
         def take_step() -> None:
             optimizer.zero_grad(set_to_none=True)
             learner.begin_step(0)
-            with torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            autocast = torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+            with autocast, choose_formats(learner, dtype, self.device):
                 loss = learner(batch)["loss"]
             loss.backward()
             optimizer.step()

@@ -197,8 +197,8 @@ class TrainingOptions(StrictModel):
     precision: Precision = Field(
         "fp32",
         description="The number format of the forward pass: `bf16` and `fp16` are automatic mixed precision, `fp16` "
-        "with a scaled loss. On CPUs grouped convolutions train in `fp32`. `auto`: `bf16` on GPUs that have it, `fp16` "
-        f"on older ones, and {AUTO_ON_CPUS}",
+        "with a scaled loss. In `bf16` on CPUs, grouped convolutions train in `fp32`. `auto`: `bf16` on GPUs that have "
+        f"it, `fp16` on older ones, and {AUTO_ON_CPUS}",
     )
     ema: float | None = Field(
         None,

@@ -59,21 +59,20 @@ def _resolve_workers(recipe: Recipe) -> tuple[Recipe, list[str]]:
 def _resolve_precisions(recipe: Recipe, is_local: bool, on_gpu: bool) -> tuple[Recipe, list[str]]:
     in_bf16 = is_local and not on_gpu and multiplies_bf16_faster()
     best = "bf16" if in_bf16 else resolve_precision(AUTO, torch.device("cuda" if on_gpu and is_local else "cpu"))
-    stages, words = dict(recipe.stages), list[str]()
+    trained = best if is_local or not on_gpu else AUTO
+    # Features are compared, so that all workers compute them alike. No loss is scaled that would show that a feature is
+    # beyond fp16.
+    features = best if best == "bf16" else "fp32"
+    stages, of_trainings, of_features = dict(recipe.stages), list[str](), list[str]()
     for name, stage in recipe.stages.items():
-        if getattr(stage, "precision", None) != AUTO:
-            continue
-        if not isinstance(stage, TrainingOptions):
-            # Features are compared, so that all workers compute them alike. No loss is scaled that would show that a
-            # feature is beyond fp16.
-            precision = best if best == "bf16" else "fp32"
-        elif is_local or not on_gpu:
-            precision = best
-        else:
-            continue
-        stages[name] = stage.model_copy(update={"precision": precision})
-        words.append(f"precision {precision}")
-    return recipe.model_copy(update={"stages": stages}), list(dict.fromkeys(words))
+        if getattr(stage, "precision", None) == AUTO:
+            is_training = isinstance(stage, TrainingOptions)
+            precision = trained if is_training else features
+            stages[name] = stage.model_copy(update={"precision": precision})
+            (of_trainings if is_training else of_features).append(precision)
+    words = [f"precision {trained}"] if of_trainings and trained != AUTO else []
+    words += [f"features in {features}"] if set(of_features) - set(of_trainings) else []
+    return recipe.model_copy(update={"stages": stages}), words
 
 
 def _resolve_loading(recipe: Recipe) -> tuple[Recipe, list[str]]:

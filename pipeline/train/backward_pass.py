@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from firstlight.pipeline.train.accelerator.grouped_convolutions import keep_grouped_in_fp32
+from firstlight.pipeline.train.accelerator.grouped_convolutions import grouped_in_fp32
 from firstlight.pipeline.train.training_job import TrainingJob
 from firstlight.tasks.collective import broadcast_buffers, rank, world_size
 from firstlight.tasks.device.timer import time_part
@@ -28,8 +28,6 @@ class BackwardPass:
     def __init__(self, job: TrainingJob, learner: Learner, judge_loss: Callable[[Tensor, Batch, int], None]) -> None:
         self.job, self.learner, self.judge_loss = job, learner, judge_loss
         self.autocast_dtype = find_autocast(job.training.precision, job.device)
-        if job.device.type == "cpu" and self.autocast_dtype == torch.bfloat16:
-            keep_grouped_in_fp32(learner)
         # The scaler does nothing without fp16.
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=self.autocast_dtype == torch.float16)
         if self.scaler.is_enabled():
@@ -149,6 +147,14 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 def find_autocast(precision: str, device: torch.device) -> torch.dtype | None:
     """Returns the number format of automatic mixed precision on `device`; None: float32 everywhere."""
     return AUTOCAST_DTYPES.get(resolve_precision(precision, device))
+
+
+def choose_formats(
+    network: nn.Module, autocast: torch.dtype | None, device: torch.device
+) -> contextlib.AbstractContextManager[None]:
+    """Returns a block in which each layer trains in the format that it is fastest in, that of `autocast` or float32."""
+    in_bf16_on_cpu = device.type == "cpu" and autocast == torch.bfloat16
+    return grouped_in_fp32(network) if in_bf16_on_cpu else contextlib.nullcontext()
 
 
 def _step_seed(seed: int, step: int, rank_: int, part: int) -> int:

@@ -20,6 +20,7 @@ from firstlight.pipeline.errors import Paused, Stopped
 from firstlight.pipeline.train import device_cache, failures, watchdog
 from firstlight.pipeline.train.accelerator.transfer import BatchFeed
 from firstlight.pipeline.train.accelerator.utilization import UtilizationMeter
+from firstlight.pipeline.train.backward_pass import choose_formats
 from firstlight.pipeline.train.failures import STEP_NOTE_PREFIX
 from firstlight.pipeline.train.held import budget
 from firstlight.pipeline.train.metrics import DATA_PART, DroppedIds, MetricsLogger, append_row
@@ -57,7 +58,8 @@ def fit(job: TrainingJob, learner: Learner, monitor: Monitor | None = None) -> N
     job.folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(job, learner)
     try:
-        _run_steps(job, learner, trainer, monitor)
+        with choose_formats(learner, trainer.backward.autocast_dtype, job.device):
+            _run_steps(job, learner, trainer, monitor)
     except Exception as error:
         error.add_note(f"{STEP_NOTE_PREFIX}{trainer.num_done}")
         raise

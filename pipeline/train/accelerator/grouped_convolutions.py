@@ -5,6 +5,8 @@ bfloat16 faster has no use for it there, and the backward pass is slower by a fa
 fast in bfloat16 as in single precision.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -15,9 +17,11 @@ from torch import Tensor, nn
 class _SinglePrecision:
     """A convolution that leaves automatic mixed precision."""
 
+    weight: Tensor
+
     def forward(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
-            found: Tensor = super().forward(images.float())  # type: ignore[misc]
+            found: Tensor = super().forward(images.to(self.weight.dtype))  # type: ignore[misc]
         return found
 
 
@@ -26,11 +30,21 @@ def _derive(kind: type[nn.Conv2d]) -> type[Any]:
     return type(f"SinglePrecision{kind.__name__}", (_SinglePrecision, kind), {})
 
 
-def keep_grouped_in_fp32(network: nn.Module) -> None:
-    """Lets the grouped convolutions of a network compute in single precision under autocast.
+@contextmanager
+def grouped_in_fp32(network: nn.Module) -> Iterator[None]:
+    """Lets the grouped convolutions of a network compute in the number format of their weights, also under autocast.
 
-    Their class becomes one that is derived from it, so that parameters, copies and saved weights are as before.
+    In the block their class is one that is derived from it. Parameters, copies and saved weights are as before.
     """
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.groups > 1 and not isinstance(module, _SinglePrecision):
-            module.__class__ = _derive(type(module))  # type: ignore[arg-type]
+    grouped = [
+        (module, type(module))
+        for module in network.modules()
+        if isinstance(module, nn.Conv2d) and module.groups > 1 and not isinstance(module, _SinglePrecision)
+    ]
+    for module, kind in grouped:
+        module.__class__ = _derive(kind)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for module, kind in grouped:
+            module.__class__ = kind

@@ -223,8 +223,12 @@ def test_frozen_features_have_one_precision_which_is_never_chosen_by_workers(
     alone = {**both, "stages": {"pretrain": {**both["stages"]["pretrain"], "precision": "fp32"}}}
     alone["stages"]["evaluate"] = both["stages"]["evaluate"]
     for raw, expected in ((both, trained), (alone, "fp32")):
-        stages: Any = resolve_scale(parse_recipe(raw))[0].stages
+        resolved, told = resolve_scale(parse_recipe(raw))
+        stages: Any = resolved.stages
         assert (stages["pretrain"].precision, stages["evaluate"].precision) == (expected, features)
+        assert told is not None
+        assert (f"features in {features}" in told) == (raw is alone or trained != features)
+        assert (f"precision {trained}" in told) == (raw is both and trained != "auto")
 
 
 def test_run_prints_what_was_chosen_and_records_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

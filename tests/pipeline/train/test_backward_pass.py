@@ -14,9 +14,15 @@ from firstlight.pipeline.data.stream import TrainOrder
 from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.train.backward_pass import BackwardPass, find_autocast, resolve_precision, seed_generators
+from firstlight.pipeline.train.backward_pass import (
+    BackwardPass,
+    choose_formats,
+    find_autocast,
+    resolve_precision,
+    seed_generators,
+)
 from firstlight.pipeline.train.context import StageContext
-from firstlight.pipeline.train.loop import open_batches
+from firstlight.pipeline.train.loop import fit, open_batches
 from firstlight.pipeline.train.training_job import to_batch
 from firstlight.tasks.learner import Batch
 from tests.support import recipes
@@ -91,16 +97,39 @@ def test_loss_that_is_refused_leaves_no_gradient(tmp_path: Path, digits: Store, 
     assert not read_gradients(backward)
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.bfloat16), ("bf16", torch.float32)])
-def test_grouped_convolutions_of_a_training_in_bfloat16_leave_it(
-    tmp_path: Path, precision: str, dtype: torch.dtype
+@pytest.mark.parametrize(
+    ("autocast", "device", "expected"),
+    [
+        (None, "cpu", torch.bfloat16),
+        (torch.float16, "cpu", torch.bfloat16),
+        (torch.bfloat16, "cpu", torch.float32),
+        (torch.bfloat16, "cuda", torch.bfloat16),
+    ],
+)
+def test_grouped_convolutions_leave_bfloat16_on_cpus(
+    autocast: torch.dtype | None, device: str, expected: torch.dtype
 ) -> None:
-    options = {"epochs": 1, "batch_size": 8, "optimizer": {"name": "SGD", "lr": 0.1}, "precision": precision}
-    learner = METHOD_TRAININGS[0].build_learner(32, 32, 2, 8)
+    network, images = nn.Conv2d(4, 4, 3, groups=4), torch.rand(2, 4, 8, 8)
+    with choose_formats(network, autocast, torch.device(device)), torch.autocast("cpu", torch.bfloat16):
+        assert network(images).dtype == expected
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("fp32", "Conv2d"), ("bf16", "SinglePrecisionConv2d")])
+def test_training_chooses_the_formats_of_layers_until_its_end(
+    tmp_path: Path, digits: Store, precision: str, expected: str
+) -> None:
+    changes = {"encoder__norm": "group", "stages__pretrain__precision": precision, "stages__pretrain__epochs": 1}
+    context = StageContext.create(recipes.recipe(tmp_path, **changes), digits, on_ray=False)
+    stage: Any = context.recipe.stages["pretrain"]
+    job = pretrain_job.build_job(context, stage, StageInstance("pretrain", 3, "f", tmp_path / "job"))
+    learner = pretrain_job.build_seeded_method(context, stage, job)
     learner.grouped = nn.Conv2d(4, 4, 3, groups=4)
-    BackwardPass(build_case_job(tmp_path, options, 32, torch.device("cpu")), learner, lambda *arguments: None)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert learner.grouped(torch.rand(2, 4, 8, 8)).dtype == dtype
+    seen = set[str]()
+    begin_step = learner.begin_step
+    learner.begin_step = lambda step: (seen.add(type(learner.grouped).__name__), begin_step(step))[1]
+    fit(job, learner)
+    assert seen == {expected}
+    assert type(learner.grouped) is nn.Conv2d
 
 
 @pytest.mark.parametrize(("device", "resolved"), [("cpu", "fp32"), ("cuda", "bf16"), ("old", "fp16")])

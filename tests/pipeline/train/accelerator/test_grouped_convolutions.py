@@ -1,13 +1,14 @@
 """Grouped convolutions train in single precision, with the parameters and names that they had."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 from timm.layers import Conv2dSame
 from torch import nn
 
-from firstlight.pipeline.train.accelerator.grouped_convolutions import keep_grouped_in_fp32
+from firstlight.pipeline.train.accelerator.grouped_convolutions import grouped_in_fp32
 
 
 def build_network() -> nn.Sequential:
@@ -29,31 +30,39 @@ def list_formats(network: nn.Sequential, images: torch.Tensor) -> list[torch.dty
 def test_only_grouped_convolutions_leave_mixed_precision() -> None:
     network, images = build_network(), torch.rand(2, 3, 12, 12)
     assert list_formats(network, images) == [torch.bfloat16] * 4
-    keep_grouped_in_fp32(network)
     expected = [torch.bfloat16, torch.float32, torch.float32, torch.bfloat16]
-    assert list_formats(network, images) == expected
-    copied = copy.deepcopy(network)
-    keep_grouped_in_fp32(network)
-    assert list_formats(network, images) == expected, "twice is as once"
-    assert list_formats(copied, images) == expected
-    with torch.no_grad():
-        copied[1].weight.zero_()
-    assert network[1].weight.abs().sum() > 0, "a copy has weights of its own"
+    with grouped_in_fp32(network):
+        assert list_formats(network, images) == expected
+        with grouped_in_fp32(network):
+            assert list_formats(network, images) == expected
+        assert list_formats(network, images) == expected, "the outer block goes on"
+        copied = copy.deepcopy(network)
+        assert list_formats(copied, images) == expected
+        with torch.no_grad():
+            copied[1].weight.zero_()
+        assert network[1].weight.abs().sum() > 0, "a copy has weights of its own"
 
 
-def test_weights_names_and_single_precision_stay_as_they_were() -> None:
-    before, after = build_network(), build_network()
-    keep_grouped_in_fp32(after)
-    assert [type(layer).__name__ for layer in after] == [
-        "Conv2d",
-        "SinglePrecisionConv2d",
-        "SinglePrecisionConv2dSame",
-        "Conv2d",
-    ]
-    assert all(isinstance(layer, nn.Conv2d) for layer in after)
-    images = torch.rand(2, 3, 12, 12)
-    assert torch.equal(before(images), after(images))
-    before.load_state_dict(after.state_dict())
+def test_network_is_as_before_after_the_block_and_after_an_error_in_it() -> None:
+    network, images = build_network(), torch.rand(2, 3, 12, 12)
+    kinds = [type(layer) for layer in network]
+    with grouped_in_fp32(network):
+        names = [type(layer).__name__ for layer in network]
+    assert names == ["Conv2d", "SinglePrecisionConv2d", "SinglePrecisionConv2dSame", "Conv2d"]
+    assert [type(layer) for layer in network] == kinds
+    with pytest.raises(RuntimeError), grouped_in_fp32(network):
+        network(images[:, :1])
+    assert [type(layer) for layer in network] == kinds
+    assert torch.equal(pickle.loads(pickle.dumps(network))(images), network(images))
+
+
+def test_other_number_formats_of_weights_are_left_as_they_are() -> None:
+    network, images = build_network(), torch.rand(2, 3, 12, 12)
+    expected = network(images)
+    with grouped_in_fp32(network):
+        assert torch.equal(network(images), expected)
+        network.double()
+        assert network(images.double()).dtype == torch.float64
 
 
 @pytest.mark.parametrize("groups", [1, 8])
@@ -63,8 +72,7 @@ def test_gradients_are_close_to_those_of_single_precision(groups: int) -> None:
     layer(images).square().mean().backward()
     assert layer.weight.grad is not None
     exact, layer.weight.grad = layer.weight.grad, None
-    keep_grouped_in_fp32(nn.Sequential(layer))
-    with torch.autocast("cpu", torch.bfloat16):
+    with grouped_in_fp32(nn.Sequential(layer)), torch.autocast("cpu", torch.bfloat16):
         found = layer(images)
     found.float().square().mean().backward()
     assert layer.weight.grad is not None
