@@ -4,8 +4,8 @@ FOLDER has a folder for each class. A small convolutional network is fine-tuned 
 with two learning rates each: four trainings, which are scored on held-out images, and the better rate of each start on
 test images. The bare loop has torchvision's ImageFolder with its transforms for Pillow, a DataLoader with a process,
 and SGD. Ours is the stage `finetune` with the store that it needs, in one process, in as many as there are CPUs, and in
-as many with the number format that `firstlight init` writes, which is bfloat16 where a CPU is faster in it. The
-arms take turns, each in a process of its own, and the CPU seconds count those of the processes that it starts.
+as many with the number format that `firstlight init` writes, which is bfloat16 where a CPU is faster in it. The arms
+take turns, each in a process of its own, and the CPU seconds count those of the processes that it starts.
 """
 
 import itertools

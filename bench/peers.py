@@ -185,8 +185,7 @@ BatchSource = Callable[[PeerSetting, Any], Iterator[tuple[Any, Tensor]]]
 
 def _step_through(
     setting: PeerSetting,
-    load: BatchSource,
-    transform: Any,
+    batches: Iterator[tuple[Any, Tensor]],
     network: nn.Module,
     compute_loss: Callable[[Any, Tensor], Tensor],
     as_init: bool,
@@ -199,7 +198,7 @@ def _step_through(
         halved = stage.precision == "bf16"
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(network.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4)
-    for step, (images, labels) in enumerate(load(setting, transform), 1):
+    for step, (images, labels) in enumerate(batches, 1):
         with torch.autocast("cpu", torch.bfloat16, enabled=halved):
             loss = compute_loss(images, labels)
         loss.backward()
@@ -233,8 +232,7 @@ def train_torch(setting: PeerSetting, load: BatchSource, as_init: bool, count_st
     network = nn.Sequential(_build_backbone(), nn.Linear(PEER_FEATURES, classes))
     _step_through(
         setting,
-        load,
-        transform,
+        load(setting, transform),
         network,
         lambda images, labels: F.cross_entropy(network(images), labels),
         as_init,
@@ -257,8 +255,7 @@ def train_lightly(setting: PeerSetting, load: BatchSource, as_init: bool, count_
     criterion = NTXentLoss()
     _step_through(
         setting,
-        load,
-        transform,
+        load(setting, transform),
         network,
         lambda views, labels: criterion(network(views[0]), network(views[1])),
         as_init,

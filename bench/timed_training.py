@@ -136,22 +136,22 @@ class TimedTraining:
         def take_step() -> None:
             optimizer.zero_grad(set_to_none=True)
             learner.begin_step(0)
-            autocast = torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
-            with autocast, choose_formats(learner, dtype, self.device):
+            with torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
                 loss = learner(batch)["loss"]
             loss.backward()
             optimizer.step()
             learner.end_step()
 
-        with FlopCounterMode(display=False) as counter:
-            take_step()
-        flops = counter.get_total_flops() / job.plan.batch_size
-        if training.compile:
-            learner.compile_networks()
-        clock = _StepClock(self.device, warmup, warmup + steps)
-        for step in range(1, warmup + steps + 1):
-            take_step()
-            clock.look(step)
+        with choose_formats(learner, dtype, self.device):
+            with FlopCounterMode(display=False) as counter:
+                take_step()
+            flops = counter.get_total_flops() / job.plan.batch_size
+            if training.compile:
+                learner.compile_networks()
+            clock = _StepClock(self.device, warmup, warmup + steps)
+            for step in range(1, warmup + steps + 1):
+                take_step()
+                clock.look(step)
         return clock.compute_rate(job.plan.batch_size, 0.0), flops
 
 

@@ -45,6 +45,7 @@ from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.folder_manifest import read_verified
 from firstlight.pipeline.train.metrics import PassProgress, append_row
 from firstlight.pipeline.train.training_job import to_batch
+from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.feature_extractor import FeatureExtractor
 
 EMBEDDINGS_FOLDER = "embeddings"
@@ -92,8 +93,8 @@ def _plan_files(context: StageContext, stage: Embed) -> Iterator[EmbeddingFile]:
             )
 
 
-def _load_extractor(folder: Path, image_size: int, autocast: torch.dtype | None) -> FeatureExtractor:
-    return FeatureExtractor(load_encoder(folder, image_size), None, (-1,), "avg", autocast)
+def _build_extractor(encoder: Encoder, precision: str, device: torch.device) -> FeatureExtractor:
+    return FeatureExtractor(encoder, None, (-1,), "avg", find_autocast(precision, device))
 
 
 def _find_device(gpu: bool) -> torch.device:
@@ -106,8 +107,8 @@ def build_network(folder: TravellingPath, image_size: int, threads: int, gpu: bo
     """
     set_up_cpu(threads)
     device = _find_device(gpu)
-    extractor = _load_extractor(folder.fetch(), image_size, find_autocast(precision, device))
-    network = prepare_for_inference(extractor, device)
+    encoder = load_encoder(folder.fetch(), image_size)
+    network = prepare_for_inference(_build_extractor(encoder, precision, device), device)
 
     @torch.no_grad()
     def embed(pixels: np.ndarray) -> np.ndarray:
@@ -120,7 +121,9 @@ def build_network(folder: TravellingPath, image_size: int, threads: int, gpu: bo
     return embed
 
 
-def _read_kept_splits(context: StageContext, stage: Embed, instance: StageInstance) -> dict[str, np.ndarray]:
+def _read_kept_splits(
+    context: StageContext, stage: Embed, instance: StageInstance, encoder: Encoder
+) -> dict[str, np.ndarray]:
     """Returns the (n, C) embeddings of the splits that other stages of the run have computed in the same batches.
 
     A file begins a new batch, so that the batches of several files are the same only if each has whole ones.
@@ -128,10 +131,8 @@ def _read_kept_splits(context: StageContext, stage: Embed, instance: StageInstan
     splits, run, found = context.splits, instance.folder.parent, dict[str, np.ndarray]()
     if not has_kept(run) or not takes_kept_embeddings(context.recipe.scale):
         return found
-    assert instance.encoder is not None
     device = _find_device(context.recipe.scale.worker_gpus > 0)
-    autocast = find_autocast(stage.precision, device)
-    network = _load_extractor(instance.encoder, context.recipe.dataset.image_size, autocast)
+    network = _build_extractor(encoder, stage.precision, device)
     weights = hash_weights(network)
     for split in stage.splits:
         ids = getattr(splits, split)
@@ -150,16 +151,15 @@ class _EmbeddingWriter:
         assert instance.encoder is not None
         self.context, self.stage, self.folder = context, stage, instance.folder / EMBEDDINGS_FOLDER
         data, scale = context.recipe.dataset, context.recipe.scale
-        encoder = TravellingPath(instance.encoder)
-        on_gpu = scale.worker_gpus > 0
-        self.make = partial(build_network, encoder, data.image_size, scale.worker_threads, on_gpu, stage.precision)
-        size = load_encoder(instance.encoder, data.image_size).shapes[-1][0]
-        vector = pa.list_(pa.from_numpy_dtype(np.dtype(stage.dtype)), size)
+        folder, on_gpu = TravellingPath(instance.encoder), scale.worker_gpus > 0
+        self.make = partial(build_network, folder, data.image_size, scale.worker_threads, on_gpu, stage.precision)
+        encoder = load_encoder(instance.encoder, data.image_size)
+        vector = pa.list_(pa.from_numpy_dtype(np.dtype(stage.dtype)), encoder.shapes[-1][0])
         self.schema = pa.schema(
             [("id", pa.int64()), ("path", pa.string()), ("label", pa.int64()), ("embedding", vector)]
         )
         # The features that other stages of the run have kept, by split.
-        self.kept = _read_kept_splits(context, stage, instance) if instance.facts else {}
+        self.kept = _read_kept_splits(context, stage, instance, encoder) if instance.facts else {}
 
     def is_done(self, file: EmbeddingFile) -> bool:
         """Returns True if a file exists and is whole: its pages carry checksums."""

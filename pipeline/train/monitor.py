@@ -2,9 +2,8 @@
 
 The monitor changes no bit of the training: every step seeds its random numbers from (seed, step), networks are in
 evaluation mode, no gradient is computed, and images are decoded in this process and not through the stream. The encoder
-computes in the training's precision, its head in single precision. Labels of
-held-out images and of a bank of training images, withheld ones included, only decide what is logged. The test split is
-never used.
+computes in the training's precision, its head in single precision. Labels of held-out images and of a bank of training
+images, withheld ones included, only decide what is logged. The test split is never used.
 """
 
 import numpy as np

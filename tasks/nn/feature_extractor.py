@@ -63,18 +63,20 @@ class FeatureExtractor(nn.Module):
         self.layers = [layer % len(encoder.shapes) for layer in layers]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        maps = self._compute_maps(images, None if self.head is not None else max(self.layers) + 1)
-        if self.head is not None:
-            return (self.head(maps),)
-        return tuple(self._pool_layer(maps, layer) for layer in self.layers)
-
-    def _compute_maps(self, images: Tensor, depth: int | None) -> MapList:
+        depth = None if self.head is not None else max(self.layers) + 1
         with torch.autocast(images.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
             maps = self.encoder(images, depth)
-        tokens = maps.class_tokens
-        return MapList([map_.float() for map_ in maps], None if tokens is None else [token.float() for token in tokens])
+        if self.head is not None:
+            return (self.head(_take_layer(maps, -1)),)
+        return tuple(self._pool_map(_take_layer(maps, layer)) for layer in self.layers)
 
-    def _pool_layer(self, maps: MapList, layer: int) -> Tensor:
+    def _pool_map(self, taken: MapList) -> Tensor:
         if self.pool in ("cls", "cls_avg"):
-            return pool_maps(maps, self.pool, layer)
-        return flatten_map(maps[layer], self.pool)
+            return pool_maps(taken, self.pool)
+        return flatten_map(taken[-1], self.pool)
+
+
+def _take_layer(maps: MapList, layer: int) -> MapList:
+    """Returns one map, with its class token, in float32."""
+    tokens = maps.class_tokens
+    return MapList([maps[layer].float()], None if tokens is None else [tokens[layer].float()])

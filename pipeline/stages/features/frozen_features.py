@@ -27,10 +27,9 @@ def build_extractors(
     context: StageContext, stage: FeatureStage, instance: StageInstance
 ) -> dict[str, FeatureExtractor]:
     """Builds the network of each arm of a stage in evaluation mode. Random weights are drawn from the seed."""
-    made = {}
+    made, autocast = {}, find_autocast(stage.precision, context.device)
     for arm in stage.compared_arms:
         encoder, head = _load_arm(context, instance, arm)
-        autocast = find_autocast(stage.precision, context.device)
         network = FeatureExtractor(encoder, head, stage.feature_layers, stage.pool, autocast)
         made[arm] = prepare_for_inference(network, context.device)
     return made
