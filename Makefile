@@ -17,7 +17,7 @@ UV := $(shell command -v uv 2>/dev/null)
 install: $(VENV)/.installed
 
 # Bytecode is compiled here, once: where PYTHONDONTWRITEBYTECODE is set, every worker that Ray starts would otherwise
-# parse torch anew.
+# parse torch anew. The augmentations are compiled to machine code, too.
 $(VENV)/.installed: pyproject.toml constraints.txt
 ifdef UV
 	test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) $(VENV)
@@ -27,6 +27,7 @@ else
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true # some packages carry files for newer versions of Python
 endif
+	$(BIN)/python -c 'from firstlight.pipeline.data.augment.compiled.loading import compiled_ops; compiled_ops.load()'
 	touch $@
 
 demo: install

@@ -43,6 +43,7 @@ from bench.photographs import link_photographs, prepare_photographs
 from bench.timed_training import make_timed_recipe
 from bench.turns import ArmCall, StepCounter, TurnTotals, measure_in_turns
 from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.data.augment.compiled.loading import compiled_ops
 from firstlight.pipeline.run.auto_scale import resolve_scale
 from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
@@ -152,6 +153,8 @@ def train_ours(setting: PeerSetting, resident: str, learn_labels: bool, as_init:
         if learn_labels
         else pretrain_job.build_seeded_method(context, stage, job)
     )
+    # A longer training has them loaded by itself.
+    compiled_ops.load()
     failures.fault_hook = lambda rank, step: count_step(step)
     try:
         fit(job, learner)

@@ -22,6 +22,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, PILToTensor, RandomHorizontalFlip, RandomResizedCrop
 
 from firstlight.pipeline.config.load import parse_recipe
+from firstlight.pipeline.data.augment.compiled.loading import compiled_ops
 from firstlight.pipeline.data.prepare.prepare import prepare
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.stream import TrainOrder
@@ -131,7 +132,11 @@ def measure_images_per_cpu_s(arm: PhotographArm | TorchvisionArm) -> float:
 
 
 def compare_photograph_arms(root: Path, storage: Path, side: int, **dataset: Any) -> dict[str, float]:
-    """Returns the images per CPU second of each arm: the medians of turns. Held images have been decoded before."""
+    """Returns the images per CPU second of each arm: the medians of turns.
+
+    Held images have been decoded before, and the compiled augmentations are loaded, as later in a training.
+    """
+    compiled_ops.load()
     recipe = make_photograph_recipe(root, storage, side, **dataset)
     store = prepare_photographs(recipe, storage / "stores")
     arms: dict[str, PhotographArm | TorchvisionArm] = {

@@ -20,10 +20,13 @@ from PIL import Image
 from torch import Tensor
 
 from firstlight.pipeline.data import stream
+from firstlight.pipeline.data.augment.compiled.agreement import MakeViews
+from firstlight.pipeline.data.augment.compiled.loading import compiled_ops
+from firstlight.pipeline.data.augment.compiled.steps import pack_steps
 from firstlight.pipeline.data.images.ragged import HELD_PIXEL_BYTES, RaggedImages
 from firstlight.pipeline.data.loader import Arrays, Loader, StoredImages, view_column
 from firstlight.pipeline.data.stream import BatchOrder, EvalOrder, LoadingOptions
-from firstlight.pipeline.train.device_ops.augment_batch import augment_batch
+from firstlight.pipeline.train.device_ops.augment_batch import COLORS, augment_batch
 from firstlight.pipeline.train.device_ops.channels import augment_channel_batch
 from firstlight.tasks.collective import gather_objects, rank, world_size
 from firstlight.tasks.device.copies import send_array
@@ -45,7 +48,7 @@ class CachedImages:
     """Decoded images on a device.
 
     ids: (n,) int64, sorted. labels: (n,) int64, -1 if unknown. pixels: (n, C, H, W) on the device, uint8, or int16
-    with the bits of 16-bit levels. C is 1 for gray images.
+    with the bits of 16-bit levels. C is 1 for gray images. On a CPU the channels of a pixel lie side by side.
     """
 
     ids: np.ndarray
@@ -56,8 +59,7 @@ class CachedImages:
         """Returns what `Loader.load` returns, with the views on the device."""
         rows = np.searchsorted(self.ids, ids)
         assert np.array_equal(self.ids[rows], ids)
-        images = self.pixels[send_array(rows, self.pixels.device)]
-        views = augment_views(images, ids, passes, loader)
+        views = augment_views(_take_images(self.pixels, rows), ids, passes, loader)
         return {"id": ids, "label": self.labels[rows], "pass": passes, **views}
 
 
@@ -117,11 +119,31 @@ def augment_views(images: Tensor, ids: np.ndarray, passes: np.ndarray, loader: L
     """
     sizes = np.tile((images.shape[3], images.shape[2]), (len(ids), 1))
     found = {}
+    if images.device.type == "cpu" and loader.store.stated_pixels is None:
+        make_views = compiled_ops.find(len(ids) * sum(loader.size_of(g[0]) ** 2 * len(g) for g in loader.groups))
+        if make_views is not None:
+            return _compute_views(make_views, images, ids, passes, loader)
     augment = augment_batch if loader.store.stated_pixels is None else augment_channel_batch
     for number, group in enumerate(loader.groups):
         drawn = [loader.sample_params(ids, passes, view, sizes) for view in group]
         views = [augment(images, params, loader.size_of(group[0])) for params in drawn]
         found[view_column(number)] = torch.stack(views, 1).permute(0, 1, 3, 4, 2)
+    return found
+
+
+def _compute_views(
+    make_views: MakeViews, images: Tensor, ids: np.ndarray, passes: np.ndarray, loader: Loader
+) -> dict[str, Tensor]:
+    """Returns what `augment_views` does, by compiled ops."""
+    pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
+    sizes = np.tile((images.shape[3], images.shape[2]), (len(ids), 1))
+    found = {}
+    for number, group in enumerate(loader.groups):
+        side = loader.size_of(group[0])
+        views = np.empty((len(group), len(ids), side, side, COLORS), np.uint8)
+        for place, view in enumerate(group):
+            make_views(pixels, *pack_steps(loader.sample_params(ids, passes, view, sizes)), views[place])
+        found[view_column(number)] = torch.from_numpy(views).transpose(0, 1)
     return found
 
 
@@ -173,6 +195,13 @@ def _move_to_device(device: torch.device, arrays: Arrays, loader: Loader) -> Ten
     """Moves (B, 1, H, W, C) images to the device, as (B, C, H, W) uint8 or int16; gray ones have one channel."""
     images = arrays[view_column(0)][:, 0, :, :, : _count_held_channels(loader)]
     return send_pixels(np.ascontiguousarray(images), device).permute(0, 3, 1, 2)
+
+
+def _take_images(pixels: Tensor, rows: np.ndarray) -> Tensor:
+    """Returns some of (n, C, H, W) images, in the same layout of memory."""
+    if pixels.device.type == "cpu":
+        return pixels.permute(0, 2, 3, 1)[torch.from_numpy(rows)].permute(0, 3, 1, 2)
+    return pixels[send_array(rows, pixels.device)]
 
 
 def _count_held_channels(loader: Loader) -> int:
@@ -253,7 +282,10 @@ def _decode_images(loader: Loader, ids: np.ndarray, options: LoadingOptions, dev
     decoder = _build_decoder(loader)
     size = max(1, min(MAX_DECODED_IMAGES, MAX_DECODED_BYTES // decoder.row_bytes))
     channels, dtype = _count_held_channels(loader), torch.uint8 if loader.store.pixels.bits == 8 else torch.int16
-    pixels = torch.empty(len(ids), channels, decoder.height, decoder.width, dtype=dtype, device=device)
+    shape, layout = (len(ids), channels, decoder.height, decoder.width), torch.contiguous_format
+    if device.type == "cpu":
+        layout = torch.channels_last
+    pixels = torch.empty(shape, dtype=dtype, device=device, memory_format=layout)
     edges = np.cumsum([0, *(len(part) for part in np.array_split(ids, world_size()))]).tolist()
     done = edges[rank()]
     for arrays in stream.stream_batches(decoder, EvalOrder(ids, size, rank(), world_size()), size, options):
@@ -261,6 +293,7 @@ def _decode_images(loader: Loader, ids: np.ndarray, options: LoadingOptions, dev
         done += len(arrays["id"])
     for source, (start, stop) in enumerate(pairwise(edges)):
         if world_size() > 1 and stop > start:
+            sent = pixels[start:stop].permute(0, 2, 3, 1) if device.type == "cpu" else pixels[start:stop]
             # Some backends do not send int16.
-            dist.broadcast(pixels[start:stop].view(torch.uint8), src=source)
+            dist.broadcast(sent.view(torch.uint8), src=source)
     return pixels

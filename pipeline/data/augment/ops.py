@@ -1,4 +1,4 @@
-"""Named augmentations, on the CPU, with PIL and numpy only: the decoding tasks import no torch.
+"""Named augmentations, on the CPU, without torch, which the decoding tasks do not import.
 
 An augmentation is a pure function of (image, random numbers). The random numbers are a pure function of (seed, pass,
 id, view), the index of the op in its list, and the index of the number among those of the op (`random_numbers`). The
@@ -17,6 +17,8 @@ import numpy as np
 from annotated_types import Ge, Le
 from PIL import Image
 
+from firstlight.pipeline.data.augment.compiled.loading import compiled_ops
+from firstlight.pipeline.data.augment.compiled.steps import pack_steps
 from firstlight.pipeline.data.augment.crops import (
     center_crop,
     corner_crop,
@@ -53,6 +55,8 @@ from firstlight.pipeline.data.augment.policies import rand_augment, trivial_augm
 from firstlight.pipeline.data.augment.random_numbers import CounterRng
 from firstlight.pipeline.data.channels.channel_image import ChannelImage
 from firstlight.pipeline.data.channels.channel_ops import apply_channel_ops
+from firstlight.pipeline.data.channels.pixel_format import RGB_PIXELS
+from firstlight.pipeline.data.images.pixel_views import view_pixels
 
 Strength = Annotated[float, Ge(0.0), Le(1.0)]
 # The (24, 4) orders of the four changes of color_jitter.
@@ -199,6 +203,18 @@ def apply_params(image: Image.Image | ChannelImage, params: Sequence[OpParams], 
 def apply_batch(
     images: Sequence[Image.Image | ChannelImage], ops: Sequence[OpBatch], size: int
 ) -> Iterator[np.ndarray]:
-    """Applies the ops' parameters to images of any sizes. Yields what `apply_params` returns, one after another."""
-    for image, params in zip(images, zip(*(op.params_per_image() for op in ops), strict=True), strict=True):
-        yield apply_params(image, params, size)
+    """Applies the ops' parameters to images of any sizes. Yields what `apply_params` returns, one after another.
+
+    A process that makes many views does so with compiled ops, which have the same pixels.
+    """
+    coloured = [image for image in images if isinstance(image, Image.Image)]
+    make_views = compiled_ops.find(len(images) * size**2) if len(coloured) == len(images) else None
+    if make_views is None:
+        for image, params in zip(images, zip(*(op.params_per_image() for op in ops), strict=True), strict=True):
+            yield apply_params(image, params, size)
+        return
+    numbers, weights = pack_steps(ops)
+    for k, image in enumerate(coloured):
+        view = np.empty((1, size, size, RGB_PIXELS.channels), np.uint8)
+        make_views(view_pixels(image)[None], numbers[k : k + 1], weights[k : k + 1], view)
+        yield view[0]

@@ -4,12 +4,11 @@ Only files that are decoded without a warning are taken. For every other file Pi
 and for which reason, is the same.
 """
 
-import numpy as np
-import pyarrow as pa
 import simplejpeg
 from PIL import Image
 
 from firstlight.pipeline.data.images.formats import JPEG_SIGNATURE
+from firstlight.pipeline.data.images.pixel_views import view_as_image
 
 # Pillow's modes of the files that are taken.
 PLAIN_JPEG_MODES = ("RGB", "L")
@@ -74,10 +73,3 @@ def _decode_pixels(data: bytes, size: tuple[int, int], least_side: int | None) -
     if least_side is None and pixels.shape[1::-1] != size:
         return None
     return view_as_image(pixels)
-
-
-def view_as_image(pixels: np.ndarray) -> Image.Image:
-    """Returns (H, W, 4) uint8 as an image of mode "RGB" without the last channel, which is not copied."""
-    height, width = pixels.shape[:2]
-    levels = pa.Array.from_buffers(pa.uint8(), pixels.size, [None, pa.py_buffer(pixels)])
-    return Image.fromarrow(pa.FixedSizeListArray.from_arrays(levels, 4), "RGB", (width, height))

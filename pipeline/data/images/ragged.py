@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from firstlight.pipeline.data.images.plain_jpeg import view_as_image
+from firstlight.pipeline.data.images.pixel_views import view_as_image
 
 # A pixel of a held image: red, green, blue, and a byte that makes it four, as Pillow has it.
 HELD_PIXEL_BYTES = 4

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from firstlight.pipeline.data.augment.ops import apply_params, sample_params
+from firstlight.pipeline.data.augment.ops import apply_batch, sample_params
 from firstlight.pipeline.data.augment.random_numbers import derive_view_keys
 from firstlight.pipeline.data.augment.targets import find_view_map, locate_image
 from firstlight.pipeline.data.channels.pixel_format import RGB_PIXELS, PixelFormat
@@ -72,7 +72,7 @@ class ViewBatches:
                 keys = derive_view_keys(0, np.zeros(1, np.int64), np.array([image_id]), view)
                 sampled = sample_params(ops, keys, np.array([image.size]), side)
                 (params,) = zip(*(op.params_per_image() for op in sampled), strict=True)
-                pixels.append(apply_params(image, params, side))
+                pixels += apply_batch([image], sampled, side)
                 regions.append(locate_image(params, side))
                 maps.append(find_view_map(params, image.size, side))
             positions.append(position)

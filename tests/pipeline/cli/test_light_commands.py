@@ -10,7 +10,20 @@ from tests.support.folders_of_noise import write_noise_folder
 from tests.support.mlflow_runs import chain
 
 # Each takes half a second or more.
-HEAVY = ("torch", "torchvision", "timm", "ray", "mlflow", "matplotlib", "scipy", "sklearn", "faiss", "onnx", "pandas")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "numba",
+    "timm",
+    "ray",
+    "mlflow",
+    "matplotlib",
+    "scipy",
+    "sklearn",
+    "faiss",
+    "onnx",
+    "pandas",
+)
 RUN = f"""
 import sys
 from firstlight.pipeline.cli.main import cli, run_guarded

@@ -29,6 +29,7 @@ from firstlight.pipeline.train.metrics import METRICS_FILE
 from firstlight.pipeline.train.training_job import to_batch
 from tests.support import recipes
 from tests.support.augmentations import CROP, PIPELINES
+from tests.support.compiled_views import use_compiled_ops
 from tests.support.gloo import Pool
 from tests.support.loaded_ids import record_loaded_ids
 from tests.support.local_training import Stopped, train
@@ -55,15 +56,22 @@ def plan(store: Store) -> BatchPlan:
 
 
 def assert_same_batches(loader: Loader, order: TrainOrder, options: LoadingOptions = SCATTERED) -> None:
-    """Held, decoded by tasks, and augmented by them: the batches, as the learner gets them."""
+    """Held, decoded by tasks, and augmented by them: the batches, as the learner gets them; then by compiled ops."""
     held, _ = device_cache.cache_images(loader, options, CPU)
-    rows = BATCH // order.world
-    expected = list(stream.stream_batches(loader, order, rows, replace(options, on_ray=False)))
-    assert_equal_batches(list(device_cache.iterate_cached_batches(held, loader, order, options)), expected)
-    assert_equal_batches(
-        list(device_cache.iterate_streamed_batches(loader, order, rows, replace(options, on_device=True), CPU)),
-        expected,
-    )
+    rows, on_device = BATCH // order.world, replace(options, on_device=True)
+    with use_compiled_ops(False):
+        expected = list(stream.stream_batches(loader, order, rows, replace(options, on_ray=False)))
+        assert_equal_batches(list(device_cache.iterate_cached_batches(held, loader, order, options)), expected)
+        found = list(device_cache.iterate_streamed_batches(loader, order, rows, on_device, CPU))
+        assert_equal_batches(found, expected)
+    with use_compiled_ops(True):
+        for ours, theirs in zip(
+            stream.stream_batches(loader, order, rows, replace(options, on_ray=False)), expected, strict=True
+        ):
+            assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+        assert_equal_batches(list(device_cache.iterate_cached_batches(held, loader, order, options)), expected)
+        found = list(device_cache.iterate_streamed_batches(loader, order, rows, on_device, CPU))
+        assert_equal_batches(found, expected)
     assert len(expected) == order.stop - order.start
 
 
@@ -307,9 +315,14 @@ def test_images_of_several_sizes_give_the_batches_of_the_stream(photographs: Sto
     options = replace(OPTIONS, resident=photographs.ids("train"))
     held, _ = device_cache.cache_images(loader, options, CPU)
     assert isinstance(held, device_cache.CachedRaggedImages)
-    expected = list(stream.stream_batches(loader, order, BATCH, options))
+    with use_compiled_ops(False):
+        expected = list(stream.stream_batches(loader, order, BATCH, options))
+        by_pillow = list(device_cache.iterate_cached_batches(held, loader, order, options))
     assert len(expected) == 2
-    found = list(device_cache.iterate_cached_batches(held, loader, order, options))
+    with use_compiled_ops(True):
+        found = list(device_cache.iterate_cached_batches(held, loader, order, options))
+    for ours, theirs in zip(by_pillow, expected, strict=True):
+        assert all(np.array_equal(ours[key], theirs[key]) for key in theirs)
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.keys() == theirs.keys()
         assert all(np.array_equal(ours[key], theirs[key]) for key in theirs)
