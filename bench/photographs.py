@@ -94,9 +94,13 @@ def prepare_photographs(recipe: Any, stores: Path) -> Store:
 
 
 class PhotographArm:
-    """Photographs in batches from one of our two sources; each call goes on where the last one ended."""
+    """Photographs in batches from one of our two sources; each call goes on where the last one ended.
+
+    The compiled augmentations are loaded, as after the first seconds of a training.
+    """
 
     def __init__(self, recipe: Any, store: Store, resident: str) -> None:
+        compiled_ops.load()
         stream = recipe.stream.model_copy(update={"resident": resident, "resident_mb": 1 << 20})
         context = StageContext.create(recipe.model_copy(update={"stream": stream}), store, on_ray=False)
         instance = StageInstance("pretrain", 0, "bench", Path(recipe.storage) / "job")
@@ -132,11 +136,7 @@ def measure_images_per_cpu_s(arm: PhotographArm | TorchvisionArm) -> float:
 
 
 def compare_photograph_arms(root: Path, storage: Path, side: int, **dataset: Any) -> dict[str, float]:
-    """Returns the images per CPU second of each arm: the medians of turns.
-
-    Held images have been decoded before, and the compiled augmentations are loaded, as later in a training.
-    """
-    compiled_ops.load()
+    """Returns the images per CPU second of each arm: the medians of turns. Held images have been decoded before."""
     recipe = make_photograph_recipe(root, storage, side, **dataset)
     store = prepare_photographs(recipe, storage / "stores")
     arms: dict[str, PhotographArm | TorchvisionArm] = {

@@ -19,6 +19,7 @@ from packaging.version import Version
 
 from firstlight.pipeline import ROOT
 from firstlight.pipeline.cli.findings import OK, PROBLEM, WARNING, Finding, warn_unless
+from firstlight.pipeline.data.augment.compiled.loading import CompiledOps
 from firstlight.pipeline.data.mirror.mirror import Mirror
 from firstlight.pipeline.data.mirror.places import find_mirror
 from firstlight.pipeline.errors import UserError
@@ -122,6 +123,9 @@ def _check_python() -> Iterator[Finding]:
     compile_all = f"{sys.executable} -m compileall -qq -j 0 {Path(sys.prefix) / 'lib'}"
     advice = f"{compile_all}: until then every worker parses these packages again"
     yield warn_unless(not missing, "python", "bytecode", observation, advice)
+    obstacle = CompiledOps().load()
+    observation = f"by Pillow: {obstacle}" if obstacle else "compiled"
+    yield warn_unless(not obstacle, "python", "augmentations", observation, "the same views, several times slower")
 
 
 def _is_compiled(package: str) -> bool:

@@ -61,6 +61,8 @@ from firstlight.pipeline.data.images.pixel_views import view_pixels
 Strength = Annotated[float, Ge(0.0), Le(1.0)]
 # The (24, 4) orders of the four changes of color_jitter.
 JITTER_ORDERS = np.array(list(permutations(range(4))), np.float64)
+# Larger images are left to Pillow, which copies no pixel of them: to decode them takes much longer.
+MAX_COMPILED_PIXELS = 2**22
 
 
 # Each op takes a generator, the (B, 2) widths and heights of the source images, and the side of the result. Its
@@ -205,16 +207,18 @@ def apply_batch(
 ) -> Iterator[np.ndarray]:
     """Applies the ops' parameters to images of any sizes. Yields what `apply_params` returns, one after another.
 
-    A process that makes many views does so with compiled ops, which have the same pixels.
+    A process that makes many views makes most of them by compiled ops, which have the same pixels.
     """
-    coloured = [image for image in images if isinstance(image, Image.Image)]
-    make_views = compiled_ops.find(len(images) * size**2) if len(coloured) == len(images) else None
-    if make_views is None:
+    coloured = sum(isinstance(image, Image.Image) for image in images)
+    if (make_views := compiled_ops.find(coloured * size**2)) is None:
         for image, params in zip(images, zip(*(op.params_per_image() for op in ops), strict=True), strict=True):
             yield apply_params(image, params, size)
         return
     numbers, weights = pack_steps(ops)
-    for k, image in enumerate(coloured):
+    for k, image in enumerate(images):
+        if isinstance(image, ChannelImage) or image.width * image.height > MAX_COMPILED_PIXELS:
+            yield apply_params(image, [op.kind(*op.rows[k].tolist()) for op in ops], size)
+            continue
         view = np.empty((1, size, size, RGB_PIXELS.channels), np.uint8)
         make_views(view_pixels(image)[None], numbers[k : k + 1], weights[k : k + 1], view)
         yield view[0]

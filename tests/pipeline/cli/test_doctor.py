@@ -10,6 +10,7 @@ import pytest
 from firstlight.pipeline.cli import doctor
 from firstlight.pipeline.cli.doctor import run_checks
 from firstlight.pipeline.cli.findings import OK, PROBLEM, WARNING, Finding, raise_on_problem
+from firstlight.pipeline.data.augment.compiled.loading import CompiledOps
 from firstlight.pipeline.errors import StageFailed, UserError
 from firstlight.pipeline.tracking.client import TrackingClient
 from tests.support import recipes
@@ -37,7 +38,7 @@ def test_machine_without_problems_is_checked_and_nothing_is_created(file: Path, 
         "storage",
         "mlflow",
     }
-    for name in ("Python", "torch", "ray", "mlflow", "pillow", "writable", "tracking"):
+    for name in ("Python", "torch", "ray", "mlflow", "pillow", "augmentations", "writable", "tracking"):
         assert found[name].verdict == OK, found[name]
     assert "will be created by the first run" in found["tracking"].observation
     assert not (tmp_path / "st").exists()
@@ -53,6 +54,7 @@ def test_problems_and_warnings_come_with_advice(file: Path, monkeypatch: pytest.
     monkeypatch.setattr(doctor, "MIN_FREE_DISK", 1e18)
     monkeypatch.setattr(doctor, "BYTECODE_PACKAGES", ("tests",))
     monkeypatch.setattr(doctor, "_is_compiled", lambda name: False)
+    monkeypatch.setattr(CompiledOps, "load", lambda ops: "ModuleNotFoundError: numba")
     found = by_name(
         run_checks(
             file,
@@ -70,6 +72,8 @@ def test_problems_and_warnings_come_with_advice(file: Path, monkeypatch: pytest.
     assert found["numpy"].verdict == WARNING
     assert found["disk"].verdict == WARNING
     assert "compileall" in found["bytecode"].advice
+    assert found["augmentations"].observation == "by Pillow: ModuleNotFoundError: numba"
+    assert found["augmentations"].verdict == WARNING
     assert "connection refused" in found["tracking"].observation
     with pytest.raises(StageFailed, match=r"^doctor: 4 problems: ray, "):
         raise_on_problem(list(found.values()))

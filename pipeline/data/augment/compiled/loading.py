@@ -5,6 +5,7 @@ Until they are there Pillow makes the views, with the same pixels. They are kept
 hash of all that they follow from.
 """
 
+import contextlib
 import fcntl
 import importlib.metadata
 import os
@@ -92,6 +93,8 @@ def _load_make_views(folder: Path) -> MakeViews:
 
 
 def _remove_old_versions(current: Path) -> None:
-    others = [folder for folder in current.parent.glob(f"{FOLDER_PREFIX}*") if folder != current]
-    for old in sorted(others, key=lambda folder: folder.stat().st_mtime, reverse=True)[MAX_KEPT_VERSIONS:]:
-        shutil.rmtree(old, ignore_errors=True)
+    # Another process may remove them at the same time.
+    with contextlib.suppress(OSError):
+        others = [folder for folder in current.parent.glob(f"{FOLDER_PREFIX}*") if folder != current]
+        for old in sorted(others, key=lambda folder: folder.stat().st_mtime, reverse=True)[MAX_KEPT_VERSIONS:]:
+            shutil.rmtree(old, ignore_errors=True)

@@ -8,9 +8,12 @@ import torchvision
 from PIL import Image
 from scipy.stats import chisquare
 
-from firstlight.pipeline.data.augment.ops import CROP_OPS, OPS, sample_params
+from firstlight.pipeline.data.augment import ops as module
+from firstlight.pipeline.data.augment.ops import CROP_OPS, OPS, apply_batch, apply_params, sample_params
 from firstlight.pipeline.data.augment.random_numbers import CounterRng, derive_view_keys
+from firstlight.pipeline.data.channels.channel_image import ChannelImage
 from tests.support.augmentations import CHOSEN, make_image, run_ops
+from tests.support.compiled_views import use_compiled_ops
 
 SIZES = [(1, 1), (1, 500), (500, 1), (37, 11), (300, 200)]
 PIPELINES: dict[str, list[dict[str, Any]]] = {
@@ -206,3 +209,30 @@ def test_orders_of_color_jitter_are_equally_frequent() -> None:
     counts = np.unique(drawn.rows[:, 4:], axis=0, return_counts=True)[1]
     assert len(counts) == 24
     assert chisquare(counts).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_views_come_in_the_order_of_their_images_whatever_makes_them(
+    monkeypatch: pytest.MonkeyPatch, is_compiled: bool
+) -> None:
+    """The third image is larger than those that compiled ops copy, the fourth has its channels as they are."""
+    monkeypatch.setattr(module, "MAX_COMPILED_PIXELS", 2500)
+    levels = np.random.default_rng(0).integers(0, 65536, (40, 30, 2)).astype(np.uint16)
+    images = [make_image(40, 30), make_image(50, 50), make_image(51, 50), ChannelImage(levels), make_image(9, 70)]
+    ids, sizes = np.arange(5), np.array([image.size for image in images])
+    ops = sample_params(
+        [{"op": "random_resized_crop"}, {"op": "horizontal_flip"}], derive_view_keys(0, ids, ids, 0), sizes, 16
+    )
+    expected = [apply_params(image, [op.params_per_image()[k] for op in ops], 16) for k, image in enumerate(images)]
+    made = 0
+
+    def count(image: Image.Image | ChannelImage, *others: Any) -> np.ndarray:
+        nonlocal made
+        made += 1
+        return apply_params(image, *others)
+
+    monkeypatch.setattr(module, "apply_params", count)
+    with use_compiled_ops(is_compiled):
+        found = list(apply_batch(images, ops, 16))
+    assert made == (2 if is_compiled else 5)
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from firstlight.pipeline.data.augment.compiled.compiler import compile_for_python, compiled, config
 
@@ -26,3 +27,9 @@ def test_machine_code_is_kept_in_the_folder(tmp_path: Path) -> None:
     assert (views == 42).all()
     again = compile_for_python(fill_views, tmp_path)
     assert sum(again.stats.cache_hits.values()) == 1  # type: ignore[attr-defined]
+
+
+def test_numba_that_does_not_compile_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(config, "DISABLE_JIT", 1)
+    with pytest.raises(RuntimeError, match="NUMBA_DISABLE_JIT"):
+        compile_for_python(fill_views, tmp_path)
