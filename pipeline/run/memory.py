@@ -25,10 +25,10 @@ from firstlight.tasks.nn.encoders import Encoder
 # Memory that a process shares with no other, measured (docs/performance.md).
 # Ray itself: its servers, and the actors of Ray Train and Ray Data.
 RAY_BYTES = 1_300_000_000
-# A training worker that has imported torch.
-WORKER_BYTES = 650_000_000
-# A decoding task that has imported pyarrow and Pillow.
-TASK_BYTES = 140_000_000
+# A training worker that has imported torch, and loaded the compiled augmentations.
+WORKER_BYTES = 700_000_000
+# A decoding task that has imported pyarrow and Pillow, and loaded the compiled augmentations.
+TASK_BYTES = 195_000_000
 # Blocks in the object store for each decoding task: two that wait in its stream (Ray Data's default), and the one that
 # it writes.
 BLOCKS_PER_TASK = 3
