@@ -27,7 +27,8 @@ else
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true # some packages carry files for newer versions of Python
 endif
-	$(BIN)/python -c 'from firstlight.pipeline.data.augment.compiled.loading import compiled_ops; compiled_ops.load()'
+	@$(BIN)/python -c 'from firstlight.pipeline.data.augment.compiled.loading import compiled_ops; \
+		print(compiled_ops.load() or "augmentations are compiled")'
 	touch $@
 
 demo: install

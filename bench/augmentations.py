@@ -90,7 +90,7 @@ def measure_augmentations(case: AugmentationCase, ops: Ops, turns: int) -> dict[
 
     def run_compiled() -> np.ndarray:
         views = np.empty((case.count, case.side, case.side, 3), np.uint8)
-        make_views = compiled.find(0)
+        make_views = compiled.find()
         if make_views is None:
             raise ValueError(compiled.obstacle)
         steps = pack_steps(drawn)
@@ -100,7 +100,7 @@ def measure_augmentations(case: AugmentationCase, ops: Ops, turns: int) -> dict[
 
     opened = [Image.fromarray(image) for image in images]
     arms: dict[str, Callable[[], np.ndarray]] = {
-        "Pillow": lambda: _apply_with_pillow(opened, drawn, case.side),
+        "Pillow": lambda: _make_pillow_views(opened, drawn, case.side),
         "machine code": run_compiled,
         "torch": lambda: augment_batch(on_device, drawn, case.side).permute(0, 2, 3, 1).numpy(),
     }
@@ -117,7 +117,7 @@ def measure_augmentations(case: AugmentationCase, ops: Ops, turns: int) -> dict[
     return {name: min(seconds) / case.count * 1e6 for name, seconds in spent.items()}
 
 
-def _apply_with_pillow(images: Sequence[Image.Image], drawn: Sequence[OpBatch], side: int) -> np.ndarray:
+def _make_pillow_views(images: Sequence[Image.Image], drawn: Sequence[OpBatch], side: int) -> np.ndarray:
     params = zip(*(op.params_per_image() for op in drawn), strict=True)
     return np.stack([apply_params(image, own, side) for image, own in zip(images, params, strict=True)])
 

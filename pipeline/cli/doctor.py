@@ -19,6 +19,7 @@ from packaging.version import Version
 
 from firstlight.pipeline import ROOT
 from firstlight.pipeline.cli.findings import OK, PROBLEM, WARNING, Finding, warn_unless
+from firstlight.pipeline.code_cache import locate_cache
 from firstlight.pipeline.data.augment.compiled.loading import CompiledOps
 from firstlight.pipeline.data.mirror.mirror import Mirror
 from firstlight.pipeline.data.mirror.places import find_mirror
@@ -125,7 +126,8 @@ def _check_python() -> Iterator[Finding]:
     yield warn_unless(not missing, "python", "bytecode", observation, advice)
     obstacle = CompiledOps().load()
     observation = f"by Pillow: {obstacle}" if obstacle else "compiled"
-    yield warn_unless(not obstacle, "python", "augmentations", observation, "the same views, several times slower")
+    advice = f"the same views, several times slower: install numba, or let this user write to {locate_cache()}"
+    yield warn_unless(not obstacle, "python", "augmentations", observation, advice)
 
 
 def _is_compiled(package: str) -> bool:

@@ -26,7 +26,7 @@ from firstlight.tasks.nn.encoders import Encoder
 # Ray itself: its servers, and the actors of Ray Train and Ray Data.
 RAY_BYTES = 1_300_000_000
 # A training worker that has imported torch, and loaded the compiled augmentations.
-WORKER_BYTES = 700_000_000
+WORKER_BYTES = 705_000_000
 # A decoding task that has imported pyarrow and Pillow, and loaded the compiled augmentations.
 TASK_BYTES = 195_000_000
 # Blocks in the object store for each decoding task: two that wait in its stream (Ray Data's default), and the one that

@@ -7,6 +7,7 @@ Images of one size are cached on the device and augmented there. Images of sever
 worker's process: they are cropped there, by Pillow, and what a GPU gets are views of one size.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -119,14 +120,14 @@ def augment_views(images: Tensor, ids: np.ndarray, passes: np.ndarray, loader: L
     """
     sizes = np.tile((images.shape[3], images.shape[2]), (len(ids), 1))
     found = {}
-    if images.device.type == "cpu" and loader.store.stated_pixels is None:
-        make_views = compiled_ops.find(len(ids) * sum(loader.size_of(g[0]) ** 2 * len(g) for g in loader.groups))
-        if make_views is not None:
-            return _compute_views(make_views, images, ids, passes, loader)
+    can_be_compiled = images.device.type == "cpu" and loader.store.stated_pixels is None
+    if can_be_compiled and (make_views := compiled_ops.find()) is not None:
+        return _compute_views(make_views, images, ids, passes, loader)
     augment = augment_batch if loader.store.stated_pixels is None else augment_channel_batch
     for number, group in enumerate(loader.groups):
         drawn = [loader.sample_params(ids, passes, view, sizes) for view in group]
-        views = [augment(images, params, loader.size_of(group[0])) for params in drawn]
+        with compiled_ops.count_time() if can_be_compiled else contextlib.nullcontext():
+            views = [augment(images, params, loader.size_of(group[0])) for params in drawn]
         found[view_column(number)] = torch.stack(views, 1).permute(0, 1, 3, 4, 2)
     return found
 

@@ -1,6 +1,7 @@
 """Views that compiled ops make, and those that Pillow makes by the same parameters."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from unittest import mock
 
@@ -14,15 +15,12 @@ from firstlight.pipeline.data.augment.op_params import OpBatch, OpParams
 from firstlight.pipeline.data.augment.ops import apply_params
 
 
-def load_compiled_ops() -> CompiledOps:
-    """Returns compiled ops that are loaded; the first process of a changed checkout compiles them."""
+@functools.cache
+def compile_views() -> MakeViews:
+    """Returns the compiled function of this process; the first process of a changed checkout compiles it."""
     ops = CompiledOps()
     assert ops.load() == ""
-    return ops
-
-
-def compile_views() -> MakeViews:
-    found = load_compiled_ops().find(0)
+    found = ops.find()
     assert found is not None
     return found
 
@@ -31,8 +29,7 @@ def compile_views() -> MakeViews:
 def use_compiled_ops(used: bool) -> Iterator[None]:
     """Has this process make all views by compiled ops, or none, however many it has made."""
     found = compile_views() if used else None
-    # A thread that was started loads nothing more.
-    with mock.patch.multiple(compiled_ops, _make_views=found, _thread=mock.Mock()):
+    with mock.patch.multiple(compiled_ops, _make_views=found, obstacle="" if used else "a test"):
         yield
 
 

@@ -9,6 +9,7 @@ The parameters of an op are sampled for all images of a batch at once, before it
 numbers and on the sizes of the images, never on pixels.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import permutations
 from typing import Annotated, Any
@@ -207,12 +208,14 @@ def apply_batch(
 ) -> Iterator[np.ndarray]:
     """Applies the ops' parameters to images of any sizes. Yields what `apply_params` returns, one after another.
 
-    A process that makes many views makes most of them by compiled ops, which have the same pixels.
+    A process that makes many views makes most of them by compiled ops, with the same pixels.
     """
-    coloured = sum(isinstance(image, Image.Image) for image in images)
-    if (make_views := compiled_ops.find(coloured * size**2)) is None:
+    make_views = compiled_ops.find()
+    if make_views is None or not images:
         for image, params in zip(images, zip(*(op.params_per_image() for op in ops), strict=True), strict=True):
-            yield apply_params(image, params, size)
+            with compiled_ops.count_time() if isinstance(image, Image.Image) else contextlib.nullcontext():
+                pixels = apply_params(image, params, size)
+            yield pixels
         return
     numbers, weights = pack_steps(ops)
     for k, image in enumerate(images):

@@ -15,9 +15,9 @@ def view_as_image(pixels: np.ndarray) -> Image.Image:
 
 
 def view_pixels(image: Image.Image) -> np.ndarray:
-    """Returns the pixels of an image of mode "RGB": (H, W, 4) uint8 that are those of the image and cannot be written.
+    """Returns the pixels of an image of mode "RGB": (H, W, 4) uint8, which are its own and are not to be written.
 
-    An image of many megabytes, which Pillow has in several blocks, is copied to (H, W, 3).
+    An image that Pillow has in several blocks, as it has those of many megabytes, is copied to (H, W, 3).
     """
     assert image.mode == "RGB", "views are made of images in colour"
     try:

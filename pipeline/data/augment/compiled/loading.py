@@ -1,100 +1,99 @@
-"""Loads the compiled augmentations in the background, once a process makes so many views that this pays.
+"""Loads the compiled augmentations once a process has spent so much time on augmentations that this pays.
 
-To load them takes half a second and 60 MB, and to compile them 15 seconds, once for a version of the code on a machine.
-Until they are there Pillow makes the views, with the same pixels. They are kept in the user's cache folder, under a
-hash of all that they follow from.
+To load them takes half a second of a CPU and 55 MB. Where they were not compiled yet, another process does that
+meanwhile (`kept_code`). Until they are there Pillow makes the views, or torch those of images that are held decoded,
+with the same pixels.
 """
 
 import contextlib
-import fcntl
-import importlib.metadata
-import os
-import shutil
+import json
+import subprocess
 import threading
-from pathlib import Path
+import time
+from collections.abc import Iterator
 
-from firstlight.pipeline.code_cache import hash_sources, locate_cache
+from firstlight.pipeline.child_module import end_processes, start_module
 from firstlight.pipeline.data.augment.compiled.agreement import MakeViews, find_difference
+from firstlight.pipeline.data.augment.compiled.kept_code import is_whole, load_machine_code, locate_machine_code
 
-# Pixels of views that a process makes with Pillow in half a second or more.
-PAYING_PIXELS = 8_000_000
-# Folders of other versions of the code that are kept, the ones that were used last.
-MAX_KEPT_VERSIONS = 4
-FOLDER_PREFIX = "augmentations-"
-AUGMENT_SOURCES = Path(__file__).parent.parent
+# Seconds of a CPU that a process spends on augmentations before it loads the compiled ones.
+PAYING_SECONDS = 1.0
+COMPILING_MODULE = "firstlight.pipeline.data.augment.compiled.kept_code"
 
 
 class CompiledOps:
-    """The compiled augmentations of this process."""
+    """The compiled augmentations of a process."""
 
     def __init__(self) -> None:
         self._make_views: MakeViews | None = None
-        self._pixels = 0
-        self._thread: threading.Thread | None = None
+        self._spent = 0.0
+        self._compiler: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         # Why they cannot be used; empty if they can, or were not needed yet.
         self.obstacle = ""
 
-    def find(self, pixels: int) -> MakeViews | None:
-        """Returns the function that makes views, or None as long as Pillow makes them.
+    @contextlib.contextmanager
+    def count_time(self) -> Iterator[None]:
+        """Counts the time of the block, which makes views without them."""
+        before = time.thread_time()
+        yield
+        self._spent += time.thread_time() - before
 
-        `pixels`: the number of pixels of the views that will be made now.
-        """
-        if self._make_views is None and self._thread is None:
-            with self._lock:
-                self._pixels += pixels
-                if self._pixels >= PAYING_PIXELS and self._thread is None:
-                    # The end of the process waits for it: it would end badly amid the work of a compiler.
-                    self._thread = threading.Thread(target=self.load, name="compile augmentations")
-                    self._thread.start()
+    def find(self) -> MakeViews | None:
+        """Returns the function that makes views, or None as long as others make them. Threads may call it."""
+        is_wanted = self._make_views is None and self._spent >= PAYING_SECONDS and not self.obstacle
+        # One thread loads them, and the others go on meanwhile.
+        if is_wanted and self._lock.acquire(blocking=False):
+            try:
+                self._take_step()
+            finally:
+                self._lock.release()
         return self._make_views
 
     def load(self) -> str:
         """Loads them now, compiled if need be. Returns why they cannot be used, empty if they can."""
-        try:
-            make_views = _load_make_views(_locate_machine_code())
-            difference = find_difference(make_views)
-        except Exception as error:
-            # Pillow makes the same views, whatever it was.
-            self.obstacle = f"{type(error).__name__}: {error}"
-        else:
-            self.obstacle = f"other pixels than Pillow's: {difference}" if difference else ""
-            self._make_views = None if difference else make_views
+        with self._lock:
+            while self._make_views is None and not self.obstacle:
+                self._take_step()
+                if self._compiler is not None:
+                    self._compiler.wait()
         return self.obstacle
+
+    def _take_step(self) -> None:
+        """Loads what is kept; otherwise has it compiled, or looks whether that has ended."""
+        if self._compiler is not None and self._compiler.poll() is None:
+            return
+        try:
+            folder = locate_machine_code()
+            if is_whole(folder):
+                self._use(load_machine_code(folder))
+            elif self._compiler is None:
+                self._compiler = start_module(COMPILING_MODULE)
+                return
+            else:
+                self.obstacle = _read_problem(self._compiler)
+        except Exception as error:
+            # Others make the same views, whatever it was.
+            self.obstacle = f"{type(error).__name__}: {error}"
+        if self._compiler is not None:
+            end_processes([self._compiler], [])
+            self._compiler = None
+
+    def _use(self, make_views: MakeViews) -> None:
+        if difference := find_difference(make_views):
+            self.obstacle = f"other pixels than Pillow's: {difference}"
+        else:
+            self._make_views = make_views
+
+
+def _read_problem(compiler: subprocess.Popen[bytes]) -> str:
+    """Returns what the process that compiled has said, or that it has ended."""
+    assert compiler.stdout is not None
+    try:
+        return json.loads(compiler.stdout.readline())["problem"] or "the machine code is damaged"
+    except (ValueError, KeyError):
+        return f"the process that compiled has ended with {compiler.returncode}"
 
 
 # The ones of this process.
 compiled_ops = CompiledOps()
-
-
-def _locate_machine_code() -> Path:
-    """Returns the folder of the machine code, which need not exist."""
-    sources = [*AUGMENT_SOURCES.glob("*.py"), *AUGMENT_SOURCES.glob("compiled/*.py")]
-    versions = [importlib.metadata.version(name) for name in ("numba", "llvmlite", "numpy")]
-    return locate_cache() / f"{FOLDER_PREFIX}{hash_sources(sources, *versions)[:32]}"
-
-
-def _load_make_views(folder: Path) -> MakeViews:
-    """Returns the compiled `make_views`. One process of a machine compiles it, others wait for it.
-
-    Raises:
-        OSError: the folder cannot be written.
-        Exception: whatever numba raises.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    os.utime(folder)
-    _remove_old_versions(folder)
-    with (folder / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        from firstlight.pipeline.data.augment.compiled.compiler import compile_for_python
-        from firstlight.pipeline.data.augment.compiled.views import make_views
-
-        return compile_for_python(make_views, folder)
-
-
-def _remove_old_versions(current: Path) -> None:
-    # Another process may remove them at the same time.
-    with contextlib.suppress(OSError):
-        others = [folder for folder in current.parent.glob(f"{FOLDER_PREFIX}*") if folder != current]
-        for old in sorted(others, key=lambda folder: folder.stat().st_mtime, reverse=True)[MAX_KEPT_VERSIONS:]:
-            shutil.rmtree(old, ignore_errors=True)

@@ -1,7 +1,8 @@
 """Compiled ops are loaded once they pay; until then, and where they cannot be used, Pillow makes the same views."""
 
-import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,95 +10,144 @@ import pytest
 from PIL import Image
 
 from firstlight.pipeline.data.augment import ops as augment
-from firstlight.pipeline.data.augment.compiled import loading
+from firstlight.pipeline.data.augment.compiled import kept_code, loading
 from firstlight.pipeline.data.augment.compiled.loading import CompiledOps
 from firstlight.pipeline.data.augment.random_numbers import derive_view_keys
 from tests.support.augmentations import PIPELINES
+from tests.support.compiled_views import compile_views
 from tests.support.noise_images import make_noise
 
 
-def wait(ops: CompiledOps) -> None:
-    assert ops._thread is not None
-    ops._thread.join()
+@pytest.fixture(autouse=True)
+def pays_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine code of this checkout is kept, so that nothing is compiled."""
+    compile_views()
+    monkeypatch.setattr(loading, "PAYING_SECONDS", 0.01)
 
 
-def test_few_views_load_nothing() -> None:
+@pytest.fixture
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def spend(ops: CompiledOps, seconds: float) -> None:
+    with ops.count_time():
+        begun = time.thread_time()
+        while time.thread_time() - begun < seconds:
+            pass
+
+
+def test_few_views_load_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "PAYING_SECONDS", 100.0)
     ops = CompiledOps()
-    assert ops.find(loading.PAYING_PIXELS - 1) is None
-    assert ops._thread is None
+    spend(ops, 0.01)
+    assert ops.find() is None
 
 
-def test_many_views_load_in_the_background() -> None:
+def test_many_views_load_what_is_kept() -> None:
     ops = CompiledOps()
-    assert ops.find(loading.PAYING_PIXELS // 2) is None
-    assert ops.find(loading.PAYING_PIXELS // 2) is None
-    wait(ops)
-    assert ops.find(1) is not None
+    assert ops.find() is None
+    spend(ops, 0.011)
+    assert ops.find() is not None
     assert ops.obstacle == ""
 
 
 def test_views_are_the_same_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
     ops = CompiledOps()
     monkeypatch.setattr(augment, "compiled_ops", ops)
-    monkeypatch.setattr(loading, "PAYING_PIXELS", 3 * 16 * 16)
+    monkeypatch.setattr(loading, "PAYING_SECONDS", 1e-9)
     images = [Image.fromarray(pixels) for pixels in make_noise(12, 40, 30)]
     ids = np.arange(12)
     drawn = augment.sample_params(PIPELINES["simclr"], derive_view_keys(0, ids, ids, 0), np.tile((40, 30), (12, 1)), 16)
     before = np.stack(list(augment.apply_batch(images, drawn, 16)))
-    wait(ops)
-    assert ops.find(0) is not None
+    assert ops._make_views is None
     assert np.array_equal(np.stack(list(augment.apply_batch(images, drawn, 16))), before)
+    assert ops._make_views is not None
+    assert list(augment.apply_batch([], [type(op)(op.kind, op.rows[:0]) for op in drawn], 16)) == []
 
 
-@pytest.mark.parametrize("module", ["numba", "firstlight.pipeline.data.augment.compiled.compiler"])
-def test_pillow_makes_the_views_where_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
-    for name in [name for name in sys.modules if name.startswith("firstlight.pipeline.data.augment.compiled.")]:
-        if name.rpartition(".")[2] in ("compiler", "views", "resampling", "colors", "filters", "levels", "geometry"):
-            monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, module, None)
+def test_only_one_thread_loads_them() -> None:
     ops = CompiledOps()
-    ops.find(loading.PAYING_PIXELS)
-    wait(ops)
-    assert "ModuleNotFoundError" in ops.obstacle
-    assert ops.find(loading.PAYING_PIXELS) is None
+    spend(ops, 0.011)
+    with ops._lock:
+        assert ops.find() is None
+    assert ops.find() is not None
+
+
+def test_another_process_compiles_meanwhile(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ops, started = CompiledOps(), list[subprocess.Popen[bytes]]()
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        assert name == kept_code.__name__
+        code = 'import sys; sys.stdin.read(1); print(\'{"problem": "OSError: full"}\')'
+        started.append(subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        return started[-1]
+
+    monkeypatch.setattr(loading, "start_module", start)
+    spend(ops, 0.011)
+    assert ops.find() is None
+    assert ops.find() is None
+    (compiler,) = started
+    assert compiler.stdin is not None
+    compiler.stdin.close()
+    compiler.wait()
+    assert ops.find() is None
+    assert ops.obstacle == "OSError: full"
+    assert ops.find() is None
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("import os; os._exit(3)", "the process that compiled has ended with 3"),
+        ("print('no JSON')", "the process that compiled has ended with 0"),
+        ('print(\'{"problem": ""}\')', "the machine code is damaged"),
+    ],
+)
+def test_a_compiler_that_fails_is_no_error(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, code: str, problem: str
+) -> None:
+    def start(name: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    monkeypatch.setattr(loading, "start_module", start)
+    ops = CompiledOps()
+    assert ops.load() == problem
+    assert ops.find() is None
+
+
+def test_a_process_that_cannot_be_started_is_no_error(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(name: str) -> subprocess.Popen[bytes]:
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(loading, "start_module", start)
+    ops = CompiledOps()
+    spend(ops, 0.011)
+    assert ops.find() is None
+    assert ops.obstacle == "OSError: no more processes"
 
 
 def test_other_pixels_than_pillows_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "find_difference", lambda make_views: "Blur of 20 x 17 pixels")
     ops = CompiledOps()
     assert ops.load() == "other pixels than Pillow's: Blur of 20 x 17 pixels"
-    assert ops.find(loading.PAYING_PIXELS) is None
+    assert ops.find() is None
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert "NotADirectoryError" in CompiledOps().load()
+
+
+def test_numba_that_is_missing_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_nothing(name: str) -> str:
+        raise loading_error(name)
+
+    loading_error = kept_code.importlib.metadata.PackageNotFoundError
+    monkeypatch.setattr(kept_code.importlib.metadata, "version", find_nothing)
     ops = CompiledOps()
-    assert "NotADirectoryError" in ops.load()
-    assert ops.find(loading.PAYING_PIXELS) is None
-
-
-def test_the_folder_follows_from_every_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    before = loading._locate_machine_code()
-    assert before == loading._locate_machine_code()
-    (tmp_path / "compiled").mkdir()
-    for file in [*loading.AUGMENT_SOURCES.glob("*.py"), *loading.AUGMENT_SOURCES.glob("compiled/*.py")]:
-        (tmp_path / file.relative_to(loading.AUGMENT_SOURCES)).write_bytes(file.read_bytes())
-    monkeypatch.setattr(loading, "AUGMENT_SOURCES", tmp_path)
-    assert loading._locate_machine_code() == before
-    for file in (tmp_path / "pixel_params.py", tmp_path / "compiled" / "colors.py"):
-        file.write_text(file.read_text("utf-8") + "\n", "utf-8")
-        assert loading._locate_machine_code() != before
-        before = loading._locate_machine_code()
-
-
-def test_old_versions_are_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    current = tmp_path / f"{loading.FOLDER_PREFIX}current"
-    for age in range(loading.MAX_KEPT_VERSIONS + 3):
-        (folder := tmp_path / f"{loading.FOLDER_PREFIX}{age}").mkdir()
-        os.utime(folder, (1000 - age, 1000 - age))
-    (tmp_path / "another").mkdir()
-    current.mkdir()
-    loading._remove_old_versions(current)
-    kept = {f"{loading.FOLDER_PREFIX}{age}" for age in range(loading.MAX_KEPT_VERSIONS)}
-    assert {folder.name for folder in tmp_path.iterdir()} == {*kept, current.name, "another"}
+    assert "numba" in ops.load()
+    assert ops.find() is None
