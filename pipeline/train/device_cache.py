@@ -4,7 +4,7 @@ Every worker caches all images of the training split, as a batch mixes images fr
 and broadcasts it to the others. The cache is kept for later trainings of the process.
 
 Images of one size are cached on the device and augmented there. Images of several sizes stay in the memory of the
-worker's process: they are cropped there, by Pillow, and what a GPU gets are views of one size.
+worker's process: they are cropped there, and what a GPU gets are views of one size.
 """
 
 import contextlib

@@ -33,10 +33,10 @@ def compiled(function: Function) -> Function:
 def compile_for_python(function: Function, folder: Path) -> Function:
     """Returns a function of `SIGNATURE` as machine code that Python can call, which is kept in `folder`.
 
+    The functions that it calls are kept with it, so that the folder must be another one after a change of any of them.
+
     Raises:
         RuntimeError: numba is set not to compile.
-
-    The functions that it calls are kept with it, so that the folder must be another one after a change of any of them.
     """
     if config.DISABLE_JIT:
         raise RuntimeError("NUMBA_DISABLE_JIT is set")
