@@ -48,8 +48,13 @@ def write_cached(name: str, key: str, fact: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_sealed_json(file, fact)
-        for old in sorted(file.parent.glob(f"{name}-*.json"), key=_modified_at, reverse=True)[MAX_CACHED_FILES:]:
+        for old in list_oldest(file.parent.glob(f"{name}-*.json"), MAX_CACHED_FILES):
             old.unlink(missing_ok=True)
+
+
+def list_oldest(paths: Iterable[Path], kept: int) -> list[Path]:
+    """Returns all files or folders but the `kept` ones that were changed last."""
+    return sorted(paths, key=_modified_at, reverse=True)[kept:]
 
 
 def _name_file(name: str, key: str) -> Path:

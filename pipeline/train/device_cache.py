@@ -9,7 +9,7 @@ worker's process: they are cropped there, and what a GPU gets are views of one s
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -21,10 +21,11 @@ from PIL import Image
 from torch import Tensor
 
 from firstlight.pipeline.data import stream
-from firstlight.pipeline.data.augment.compiled.agreement import MakeViews
 from firstlight.pipeline.data.augment.compiled.loading import compiled_ops
-from firstlight.pipeline.data.augment.compiled.steps import pack_steps
-from firstlight.pipeline.data.images.ragged import HELD_PIXEL_BYTES, RaggedImages
+from firstlight.pipeline.data.augment.compiled.steps import MakeViews, pack_steps
+from firstlight.pipeline.data.augment.op_params import OpBatch
+from firstlight.pipeline.data.images.pixel_views import PIXEL_BYTES
+from firstlight.pipeline.data.images.ragged import RaggedImages
 from firstlight.pipeline.data.loader import Arrays, Loader, StoredImages, view_column
 from firstlight.pipeline.data.stream import BatchOrder, EvalOrder, LoadingOptions
 from firstlight.pipeline.train.device_ops.augment_batch import COLORS, augment_batch
@@ -119,33 +120,29 @@ def augment_views(images: Tensor, ids: np.ndarray, passes: np.ndarray, loader: L
     random numbers as in the stream.
     """
     sizes = np.tile((images.shape[3], images.shape[2]), (len(ids), 1))
-    found = {}
-    can_be_compiled = images.device.type == "cpu" and loader.store.stated_pixels is None
-    if can_be_compiled and (make_views := compiled_ops.find()) is not None:
-        return _compute_views(make_views, images, ids, passes, loader)
     augment = augment_batch if loader.store.stated_pixels is None else augment_channel_batch
+    can_be_compiled = images.device.type == "cpu" and loader.store.stated_pixels is None
+    make_views = compiled_ops.find() if can_be_compiled else None
+    found = {}
     for number, group in enumerate(loader.groups):
-        drawn = [loader.sample_params(ids, passes, view, sizes) for view in group]
+        side, drawn = loader.size_of(group[0]), [loader.sample_params(ids, passes, view, sizes) for view in group]
+        if make_views is not None:
+            found[view_column(number)] = _compute_views(make_views, images, drawn, side)
+            continue
         with compiled_ops.count_time() if can_be_compiled else contextlib.nullcontext():
-            views = [augment(images, params, loader.size_of(group[0])) for params in drawn]
+            views = [augment(images, params, side) for params in drawn]
         found[view_column(number)] = torch.stack(views, 1).permute(0, 1, 3, 4, 2)
     return found
 
 
-def _compute_views(
-    make_views: MakeViews, images: Tensor, ids: np.ndarray, passes: np.ndarray, loader: Loader
-) -> dict[str, Tensor]:
-    """Returns what `augment_views` does, by compiled ops."""
+def _compute_views(make_views: MakeViews, images: Tensor, drawn: Sequence[Sequence[OpBatch]], side: int) -> Tensor:
+    """Returns the (B, V, side, side, 3) views of (B, C, H, W) images by compiled ops."""
+    # They are held so, and are not copied.
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-    sizes = np.tile((images.shape[3], images.shape[2]), (len(ids), 1))
-    found = {}
-    for number, group in enumerate(loader.groups):
-        side = loader.size_of(group[0])
-        views = np.empty((len(group), len(ids), side, side, COLORS), np.uint8)
-        for place, view in enumerate(group):
-            make_views(pixels, *pack_steps(loader.sample_params(ids, passes, view, sizes)), views[place])
-        found[view_column(number)] = torch.from_numpy(views).transpose(0, 1)
-    return found
+    views = np.empty((len(drawn), len(pixels), side, side, COLORS), np.uint8)
+    for params, of_view in zip(drawn, views, strict=True):
+        make_views(pixels, *pack_steps(params), of_view)
+    return torch.from_numpy(views).transpose(0, 1)
 
 
 def iterate_cached_batches(
@@ -245,7 +242,7 @@ def _decode_ragged_images(loader: Loader, ids: np.ndarray, device: torch.device)
     if world_size() == 1:
         return decoded
     sizes: list[np.ndarray] = gather_objects(decoded.sizes)
-    buffer, stop = np.empty((sum(int(part.prod(1).sum()) for part in sizes), HELD_PIXEL_BYTES), np.uint8), 0
+    buffer, stop = np.empty((sum(int(part.prod(1).sum()) for part in sizes), PIXEL_BYTES), np.uint8), 0
     for source, of_part in enumerate(sizes):
         start, stop = stop, stop + int(of_part.prod(1).sum())
         if source == rank():
@@ -265,9 +262,9 @@ def _move_pixels(images: RaggedImages, buffer: np.ndarray) -> None:
     """Moves images to a buffer, one after the other; each is freed when it was copied."""
     place = 0
     for number, pixels in enumerate(images.pixels):
-        buffer[place : place + pixels.size // HELD_PIXEL_BYTES] = pixels.reshape(-1, HELD_PIXEL_BYTES)
-        place += pixels.size // HELD_PIXEL_BYTES
-        images.pixels[number] = buffer[:0].reshape(0, 0, HELD_PIXEL_BYTES)
+        buffer[place : place + pixels.size // PIXEL_BYTES] = pixels.reshape(-1, PIXEL_BYTES)
+        place += pixels.size // PIXEL_BYTES
+        images.pixels[number] = buffer[:0].reshape(0, 0, PIXEL_BYTES)
 
 
 def _broadcast_pixels(pixels: np.ndarray, source: int, device: torch.device) -> None:

@@ -8,9 +8,8 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from firstlight.pipeline.data.augment.compiled.agreement import MakeViews
 from firstlight.pipeline.data.augment.compiled.loading import CompiledOps, compiled_ops
-from firstlight.pipeline.data.augment.compiled.steps import pack_steps
+from firstlight.pipeline.data.augment.compiled.steps import MakeViews, pack_steps
 from firstlight.pipeline.data.augment.op_params import OpBatch, OpParams
 from firstlight.pipeline.data.augment.ops import apply_params
 

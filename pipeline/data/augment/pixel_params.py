@@ -21,6 +21,20 @@ NOISE = -1
 BLUR_WEIGHT_SUM, BLUR_LEVEL_PARTS = 2.0**14, 4.0
 
 
+def _find_drops() -> np.ndarray:
+    position = np.arange(256) * 6.0 / 255.0
+    sixth = np.floor(position).astype(np.int64) % 6
+    rest = (position - np.floor(position)).astype(np.float32)
+    # The levels of a channel at the top, rising, falling and at the bottom.
+    levels = np.stack((np.zeros(256, np.float32), np.float32(1.0) - rest, rest, np.ones(256, np.float32)), 1)
+    kinds = np.array([[0, 1, 3], [2, 0, 3], [3, 0, 1], [3, 2, 0], [1, 3, 0], [0, 3, 2]])[sixth]
+    return np.ascontiguousarray(np.take_along_axis(levels, kinds, 1).T)
+
+
+# (3, 256) float32: how far red, green and blue are below the value at full saturation, for each level of hue.
+SATURATED_DROPS = _find_drops()
+
+
 class Solarize(NamedTuple):
     """Levels of at least `threshold` are inverted."""
 

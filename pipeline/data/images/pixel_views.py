@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+# Red, green, blue, and a byte that makes it four.
 PIXEL_BYTES = 4
 
 

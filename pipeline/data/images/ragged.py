@@ -6,10 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from firstlight.pipeline.data.images.pixel_views import view_as_image
-
-# A pixel of a held image: red, green, blue, and a byte that makes it four, as Pillow has it.
-HELD_PIXEL_BYTES = 4
+from firstlight.pipeline.data.images.pixel_views import PIXEL_BYTES, view_as_image
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class RaggedImages:
         starts = np.concatenate([[0], np.cumsum(sizes.prod(1))]).tolist()
         return RaggedImages(
             [
-                buffer[start : start + width * height].reshape(height, width, HELD_PIXEL_BYTES)
+                buffer[start : start + width * height].reshape(height, width, PIXEL_BYTES)
                 for start, (width, height) in zip(starts, sizes.tolist(), strict=False)
             ]
         )

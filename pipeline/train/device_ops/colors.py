@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from firstlight.pipeline.data.augment.pixel_params import SATURATED_DROPS
 from firstlight.tasks.device.copies import send_array
 
 
@@ -91,14 +92,8 @@ def _to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _saturated_drops(device: torch.device) -> Tensor:
-    """Returns (256, 3) float32: how far red, green and blue are below the value at full saturation, for each hue."""
-    position = torch.arange(256, dtype=torch.float64) * 6.0 / 255.0
-    sixth, rest = position.floor().long() % 6, position.frac()
-    # The levels of a channel at the top, rising, falling and at the bottom.
-    levels = torch.stack((torch.zeros(256), 1.0 - rest.float(), rest.float(), torch.ones(256)), 1)
-    return levels.gather(1, torch.tensor([[0, 1, 3], [2, 0, 3], [3, 0, 1], [3, 2, 0], [1, 3, 0], [0, 3, 2]])[sixth]).to(
-        device
-    )
+    """Returns `SATURATED_DROPS` on a device, (256, 3)."""
+    return send_array(np.ascontiguousarray(SATURATED_DROPS.T), device)
 
 
 def gray_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 
 from firstlight.pipeline.config.scale import AUTO, StreamOptions
 from firstlight.pipeline.data.image_statistics import last_in_bin
-from firstlight.pipeline.data.images.ragged import HELD_PIXEL_BYTES
+from firstlight.pipeline.data.images.pixel_views import PIXEL_BYTES
 from firstlight.pipeline.data.plan import TrainingPlan
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.stream import LoadingOptions
@@ -69,7 +69,7 @@ def estimate_held_bytes(store: Store, images: int) -> int | None:
     pixels = [
         count * min(last_in_bin(across), widest) * min(last_in_bin(down), highest) for across, down, count in found
     ]
-    return math.ceil(images * HELD_PIXEL_BYTES * sum(pixels) / sum(count for *_, count in found))
+    return math.ceil(images * PIXEL_BYTES * sum(pixels) / sum(count for *_, count in found))
 
 
 def divide_held_bytes(settings: StreamOptions, store: Store, images: int) -> tuple[int, int]:

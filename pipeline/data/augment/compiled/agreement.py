@@ -3,12 +3,12 @@
 Another version of Pillow may resample in another order, and a compiler may fuse what ours does not.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
-from firstlight.pipeline.data.augment.compiled.steps import STEP_KINDS, pack_steps
+from firstlight.pipeline.data.augment.compiled.steps import STEP_KINDS, MakeViews, pack_steps
 from firstlight.pipeline.data.augment.op_params import (
     Affine,
     CropBox,
@@ -32,8 +32,6 @@ from firstlight.pipeline.data.augment.pixel_params import (
     Solarize,
 )
 
-# (pixels, numbers, weights, views), see `views.make_views`.
-MakeViews = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], None]
 # Widths and heights that Pillow resamples along rows first, and along columns first; one is enlarged.
 COMPARED_SIZES = ((64, 48), (48, 200), (20, 17))
 COMPARED_SIDE = 32

@@ -3,20 +3,8 @@
 import numpy as np
 
 from firstlight.pipeline.data.augment.compiled.compiler import compiled
+from firstlight.pipeline.data.augment.pixel_params import SATURATED_DROPS
 
-
-def _find_drops() -> np.ndarray:
-    """Returns (3, 256) float32: how far red, green and blue are below the value at full saturation, for each hue."""
-    position = np.arange(256) * 6.0 / 255.0
-    sixth = np.floor(position).astype(np.int64) % 6
-    rest = (position - np.floor(position)).astype(np.float32)
-    # The levels of a channel at the top, rising, falling and at the bottom.
-    levels = np.stack((np.zeros(256, np.float32), np.float32(1.0) - rest, rest, np.ones(256, np.float32)), 1)
-    kinds = np.array([[0, 1, 3], [2, 0, 3], [3, 0, 1], [3, 2, 0], [1, 3, 0], [0, 3, 2]])[sixth]
-    return np.ascontiguousarray(np.take_along_axis(levels, kinds, 1).T)
-
-
-DROPS = _find_drops()
 SINGLE_ONE, HALF_LEVEL, HIGHEST, BLACK = np.float32(1.0), np.float32(0.5), np.float32(255.0), np.float32(0.0)
 
 
@@ -93,7 +81,7 @@ def rotate_hue(planes: np.ndarray, by: np.int32) -> None:
             saturations[x] = np.floor((most - least) / max(most, SINGLE_ONE) * HIGHEST) / HIGHEST
             values[x] = most
         for channel in range(3):
-            line, drops = planes[y, channel], DROPS[channel]
+            line, drops = planes[y, channel], SATURATED_DROPS[channel]
             for x in range(columns):
                 level = values[x] * (SINGLE_ONE - saturations[x] * drops[hues[x]]) + HALF_LEVEL
                 line[x] = np.uint8(np.int32(level))

@@ -1,13 +1,16 @@
 """Blur and sharpness, in place, of (rows, 3, columns) uint8 planes."""
 
+import math
+
 import numpy as np
 
 from firstlight.pipeline.data.augment.compiled.colors import blend_level
 from firstlight.pipeline.data.augment.compiled.compiler import compiled
+from firstlight.pipeline.data.augment.pixel_params import BLUR_LEVEL_PARTS, BLUR_WEIGHT_SUM
 
-# The bits by which sums of levels are divided, which are whole multiples of 2**-14, down the columns, where a level
-# keeps two bits more, and along the rows.
-DOWN_BITS, ALONG_BITS = 12, 16
+# The bits by which weighted sums of levels are divided down the columns, where a level keeps parts, and along the rows.
+DOWN_BITS = int(math.log2(BLUR_WEIGHT_SUM / BLUR_LEVEL_PARTS))
+ALONG_BITS = int(math.log2(BLUR_WEIGHT_SUM * BLUR_LEVEL_PARTS))
 HALF_DOWN, HALF_ALONG = 1 << (DOWN_BITS - 1), 1 << (ALONG_BITS - 1)
 
 

@@ -7,8 +7,6 @@ started it, which then loads what was made. A compiler in the background of that
 """
 
 import contextlib
-import fcntl
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -18,9 +16,11 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from firstlight.pipeline.child_module import open_answers
-from firstlight.pipeline.code_cache import hash_sources, locate_cache
-from firstlight.pipeline.data.augment.compiled.agreement import MakeViews
+from firstlight.pipeline.code_cache import hash_sources, list_oldest, locate_cache
+from firstlight.pipeline.data.augment.compiled.steps import MakeViews
+from firstlight.pipeline.data.manifest import file_sha256
 from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.files import LOCK_FILE, wait_for_lock
 from firstlight.pipeline.records import HexDigest, read_json_record, write_sealed_json
 
 # Folders of other versions that are kept, the ones that were used last.
@@ -67,19 +67,18 @@ def is_whole(folder: Path) -> bool:
 
 def _sum_files(folder: Path) -> dict[str, str]:
     files = [file for file in folder.rglob("*.nb?") if file.is_file()]
-    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {str(file.relative_to(folder)): file_sha256(file) for file in files}
 
 
 def compile_machine_code(folder: Path) -> None:
     """Fills a folder with machine code, unless another process has done so, which this one waits for.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError or UserError: the folder cannot be written.
         Exception: whatever numba raises.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with wait_for_lock(folder / LOCK_FILE):
         if is_whole(folder):
             return
         for entry in folder.iterdir():
@@ -102,11 +101,10 @@ def load_machine_code(folder: Path) -> MakeViews:
 
 
 def _remove_old_versions(current: Path) -> None:
-    # Another process may remove them at the same time.
-    with contextlib.suppress(OSError):
-        others = [folder for folder in current.parent.glob(f"{FOLDER_PREFIX}*") if folder != current]
-        for old in sorted(others, key=lambda folder: folder.stat().st_mtime, reverse=True)[MAX_KEPT_VERSIONS:]:
-            shutil.rmtree(old, ignore_errors=True)
+    others = (folder for folder in current.parent.glob(f"{FOLDER_PREFIX}*") if folder != current)
+    for old in list_oldest(others, MAX_KEPT_VERSIONS):
+        # Another process may remove it at the same time.
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _compile_for_parent() -> None:

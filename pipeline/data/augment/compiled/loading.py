@@ -13,8 +13,9 @@ import time
 from collections.abc import Iterator
 
 from firstlight.pipeline.child_module import end_processes, start_module
-from firstlight.pipeline.data.augment.compiled.agreement import MakeViews, find_difference
+from firstlight.pipeline.data.augment.compiled.agreement import find_difference
 from firstlight.pipeline.data.augment.compiled.kept_code import is_whole, load_machine_code, locate_machine_code
+from firstlight.pipeline.data.augment.compiled.steps import MakeViews
 
 # Seconds of a CPU that a process spends on augmentations before it loads the compiled ones.
 PAYING_SECONDS = 1.0

@@ -1,6 +1,6 @@
 """The ops of a batch as numbers, which machine code reads."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -75,6 +75,10 @@ class Steps(NamedTuple):
 
     numbers: np.ndarray
     weights: np.ndarray
+
+
+# (pixels, numbers, weights, views), see `views.make_views`.
+MakeViews = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], None]
 
 
 def pack_steps(ops: Sequence[OpBatch]) -> Steps:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from firstlight.pipeline.data.augment.compiled.colors import DROPS
 from firstlight.pipeline.data.augment.op_params import CropBox, Grayscale, Jitter, OpParams
+from firstlight.pipeline.data.augment.pixel_params import SATURATED_DROPS
 from tests.support.compiled_views import draw_batch, make_by_pillow, make_compiled
 from tests.support.noise_images import make_extremes
 
@@ -52,6 +52,6 @@ def test_changes_follow_their_order() -> None:
 
 
 def test_one_channel_of_each_hue_is_at_the_top_and_one_at_the_bottom() -> None:
-    assert DROPS.shape == (3, 256)
-    assert (DROPS.min(0) == 0.0).all()
-    assert (DROPS.max(0) == 1.0).all()
+    assert SATURATED_DROPS.shape == (3, 256)
+    assert (SATURATED_DROPS.min(0) == 0.0).all()
+    assert (SATURATED_DROPS.max(0) == 1.0).all()

@@ -1,6 +1,5 @@
 """Machine code is kept with its sums: what is damaged is compiled again, and never run."""
 
-import fcntl
 import os
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from firstlight.pipeline.child_module import end_processes, start_module
 from firstlight.pipeline.data.augment.compiled import kept_code
 from firstlight.pipeline.data.augment.compiled.compiler import compile_for_python
+from firstlight.pipeline.files import LOCK_FILE, wait_for_lock
 from tests.support.compiled_views import compile_views
 
 
@@ -110,8 +110,7 @@ def test_the_process_that_compiles_waits_for_another_one_and_tells_what_became_o
     folder = kept_code.locate_machine_code()
     folder.parent.mkdir()
     keep_code(folder)
-    with (folder / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with wait_for_lock(folder / LOCK_FILE):
         process = start_module(kept_code.__name__)
         with pytest.raises(Exception, match="timed out"):
             process.wait(2)
