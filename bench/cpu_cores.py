@@ -2,8 +2,8 @@
 
 Forward pass, backward pass and update of networks on one batch, with one thread and with all cores, in single precision
 and in bfloat16 (`precision: auto` has to choose the faster one), in images per second of wall time, the median of some
-rounds. Last, all cores beside one process that is busy: with threads that sleep while they wait, as `import firstlight`
-sets it, and with threads that spin.
+rounds. Threads wait for one another as `import firstlight` sets it: they spin briefly, then sleep. Other columns have
+threads that sleep at once, or that spin as long as they wait, also beside one process that is busy.
 """
 
 import multiprocessing
@@ -36,13 +36,20 @@ STEP_CASES = (
     FormatCase({"name": "timm", "model": "tf_efficientnet_lite0"}, 16, 128),
 )
 
+# The variables that tell OpenMP how threads wait, by the name of the way.
+WAYS_TO_WAIT = {
+    "briefly": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"},
+    "sleep": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"},
+    "spin": {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "infinite"},
+}
+
 # The threads of torch and the number format of the steps.
 CoreArm = tuple[int, str]
 
 
 @dataclass(frozen=True)
 class CoreSetting:
-    """The way threads wait (`OMP_WAIT_POLICY`), the number of busy processes beside them, and the measured arms."""
+    """The way threads wait, one of `WAYS_TO_WAIT`, the number of busy processes beside them, and the measured arms."""
 
     wait: str
     busy: int
@@ -51,15 +58,16 @@ class CoreSetting:
 
 def list_settings(cores: int) -> tuple[CoreSetting, ...]:
     """Returns the settings of the table."""
-    alone = CoreSetting("passive", 0, ((1, "fp32"), (1, "bf16"), (cores, "fp32"), (cores, "bf16")))
-    return alone, CoreSetting("passive", 1, ((cores, "fp32"),)), CoreSetting("active", 1, ((cores, "fp32"),))
+    alone = CoreSetting("briefly", 0, ((1, "fp32"), (1, "bf16"), (cores, "fp32"), (cores, "bf16")))
+    asleep = CoreSetting("sleep", 0, ((cores, "fp32"), (cores, "bf16")))
+    return alone, asleep, *(CoreSetting(way, 1, ((cores, "fp32"),)) for way in WAYS_TO_WAIT)
 
 
 def measure_step_rates(cases: Sequence[FormatCase], setting: CoreSetting, seconds: float) -> list[list[float]]:
     """Returns the images per second of wall time of the arms, for each case, measured in a new process."""
     # OpenMP reads it when the new process imports torch.
-    policy = mock.patch.dict(os.environ, {"OMP_WAIT_POLICY": setting.wait})
-    with policy, _busy_processes(setting.busy):
+    way = mock.patch.dict(os.environ, WAYS_TO_WAIT[setting.wait])
+    with way, _busy_processes(setting.busy):
         return run_in_own_process(_time_arms, cases, setting.arms, seconds)
 
 
@@ -121,21 +129,23 @@ def main(rounds: int, seconds: float) -> None:
     settings = list_settings(count_cores())
     found = [[measure_step_rates(STEP_CASES, setting, seconds) for setting in settings] for _ in range(rounds)]
     columns = [_describe_column(setting, arm) for setting in settings for arm in setting.arms]
-    table = Table(title="images/s; threads, number format, how they wait beside how many busy processes")
-    table.add_column("network, images", no_wrap=True)
+    table = Table(title="images/s: threads, number format, how they wait, beside how many busy processes")
+    table.add_column("network, images", max_width=24)
     for column in columns:
         table.add_column(column, justify="right")
     for k, case in enumerate(STEP_CASES):
         in_rounds = [[rate for rates in one_round for rate in rates[k]] for one_round in found]
-        table.add_row(case.label, *(f"{median(rates):,.1f}" for rates in zip(*in_rounds, strict=True)))
+        rates = (median(of_arm) for of_arm in zip(*in_rounds, strict=True))
+        table.add_row(case.label, *(f"{rate:,.{0 if rate >= 1000 else 1}f}" for rate in rates))
     Console(width=120).print(table)
 
 
 def _describe_column(setting: CoreSetting, arm: CoreArm) -> str:
     threads, precision = arm
-    waiting = "spin" if setting.wait == "active" else "sleep"
-    beside = f" {waiting} {setting.busy}" if setting.busy else ""
-    return f"{threads} {precision}{beside}"
+    # One thread waits for no other.
+    waiting = "" if threads == 1 else f"\n{setting.wait}"
+    beside = f"\nbeside {setting.busy}" if setting.busy else ""
+    return f"{threads} {precision}{waiting}{beside}"
 
 
 if __name__ == "__main__":

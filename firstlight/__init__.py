@@ -38,10 +38,13 @@ if TYPE_CHECKING:
     from firstlight.tasks.nn.encoders import ENCODERS as ENCODERS
     from firstlight.tasks.pretrain import METHODS as METHODS
 
-# The threads of torch wait for one another after every operation. By default they spin, and beside any other work on
-# the CPUs, such as the decoding of images, two of them can then be ten times slower than one. OpenMP reads this when
-# torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# The threads of torch wait for one another after every operation. By default they spin for milliseconds, and beside any
+# other work on the CPUs, such as the decoding of images, two of them can then be ten times slower than one. They sleep
+# here after a thousand turns, some ten microseconds, which is less than waking a thread takes: small networks wait as
+# long after most operations. OpenMP reads this when torch is imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _MODULES = {
     **dict.fromkeys(

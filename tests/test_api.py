@@ -40,14 +40,25 @@ def run_python(code: str) -> list[str]:
     return done.stdout.split("\n")
 
 
-def test_threads_of_torch_sleep_while_they_wait_unless_the_user_says_otherwise(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "passive 1000"),
+        ({"GOMP_SPINCOUNT": "5"}, "passive 5"),
+        ({"OMP_WAIT_POLICY": "active"}, "active None"),
+        # So it is in a process that another one has started.
+        ({"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}, "passive 1000"),
+    ],
+)
+def test_threads_of_torch_sleep_after_a_short_wait_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: str
 ) -> None:
-    show = "import firstlight, os; print(os.environ['OMP_WAIT_POLICY'])"
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    assert run_python(show)[0] == "passive"
-    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    assert run_python(show)[0] == "active"
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    show = "import firstlight, os; print(os.environ['OMP_WAIT_POLICY'], os.environ.get('GOMP_SPINCOUNT'))"
+    assert run_python(show)[0] == expected
 
 
 def test_import_loads_nothing_heavy() -> None:
