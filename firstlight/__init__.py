@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 # The threads of torch wait for one another after every operation. By default they spin for milliseconds, and beside any
 # other work on the CPUs, such as the decoding of images, two of them can then be ten times slower than one. They sleep
-# here after a thousand turns, some ten microseconds, which is less than waking a thread takes: small networks wait as
-# long after most operations. OpenMP reads this when torch is imported.
+# here after a thousand turns, some ten microseconds. Threads of a small network seldom wait longer, and to wake one
+# that sleeps would take as long as its operation. OpenMP reads this when torch is imported.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "passive"
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
