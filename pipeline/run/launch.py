@@ -79,19 +79,22 @@ def _launch_in_process(recipe: Recipe, payload: dict[str, Any], others: SideProc
     if others is None or others.most == 0:
         return run_here(payload)
     answer: dict[str, Any] = {"stop": None}
-    for work in (_list_parts(recipe, payload["instances"], others.most + 1), payload["instances"]):
-        if work and answer["stop"] is None:
+    for work in (*_list_rounds(recipe, payload["instances"], others.most + 1), payload["instances"]):
+        if answer["stop"] is None:
             together = {**payload, "instances": work}
             answer = others.run(together, run_here) if len(work) > 1 else run_here(together)
     return answer
 
 
-def _list_parts(recipe: Recipe, instances: list[dict[str, Any]], processes: int) -> list[dict[str, Any]]:
-    """Returns the parts of the instances of a stage, if they share the processes more evenly than the instances do."""
+def _list_rounds(recipe: Recipe, instances: list[dict[str, Any]], processes: int) -> list[list[dict[str, Any]]]:
+    """Returns the parts of the instances of a stage by rounds, if they share the processes more evenly than the
+    instances do.
+    """
     if len(instances) % processes == 0:
         return []
     stage = recipe.stages[instances[0]["stage"]]
-    return [{**fields, PART_KEY: part} for fields in instances for part in stage_kind(stage).list_parts(stage)]
+    rounds = stage_kind(stage).list_rounds(stage)
+    return [[{**fields, PART_KEY: part} for fields in instances for part in parts] for parts in rounds]
 
 
 def _train_function(config: dict[str, Any]) -> dict[str, Any]:

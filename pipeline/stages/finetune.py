@@ -28,8 +28,14 @@ from firstlight.pipeline.stages.checks import (
 from firstlight.pipeline.stages.finetuning.candidates import choose_candidates, list_candidates
 from firstlight.pipeline.stages.finetuning.checks import check_class_groups, check_decoder, check_finetune_task
 from firstlight.pipeline.stages.finetuning.job import finetune_ids
+from firstlight.pipeline.stages.finetuning.kept_scores import (
+    find_scores,
+    forget_scores,
+    keep_scores,
+    read_kept_scores,
+)
 from firstlight.pipeline.stages.finetuning.saving import save_arm_models, save_predictions
-from firstlight.pipeline.stages.finetuning.scoring import count_scored_classes, read_number, score_tasks
+from firstlight.pipeline.stages.finetuning.scoring import count_scored_classes, read_number
 from firstlight.pipeline.stages.finetuning.trainings import train_candidate, train_candidates
 from firstlight.pipeline.stages.prediction.saved_model import MODEL_FOLDER
 from firstlight.pipeline.stages.sections.finetune import Finetune
@@ -62,12 +68,12 @@ class FinetuneStage(StageKind[Finetune]):
         """Writes `result.json` and pictures into the instance's folder. It is called on every worker."""
         tasks = train_candidates(context, stage, instance)
         measure = TASKS[stage.task.name].measure
-        held_out = score_tasks(context, stage, tasks, context.splits.val)
+        held_out = find_scores(context, stage, instance, tasks, "val")
         best = choose_candidates(stage, held_out)
         chosen = {name: tasks[name] for name in best.values()}
         scored = {
             "val": held_out,
-            **({"test": score_tasks(context, stage, chosen, context.splits.test)} if context.recipe.score_test else {}),
+            **({"test": find_scores(context, stage, instance, chosen, "test")} if context.recipe.score_test else {}),
         }
         result: dict[str, Any] = {
             "labels": len(finetune_ids(context, stage, instance)),
@@ -85,15 +91,30 @@ class FinetuneStage(StageKind[Finetune]):
                 save_predictions(context, stage, tasks[name], instance.folder / f"{arm}.safetensors")
             save_arm_models(context, stage, instance, {arm: tasks[name] for arm, name in best.items()}, result)
             instance.write_result(result)
+            forget_scores(instance, tasks)
         barrier()
 
-    def list_parts(self, stage: Finetune) -> tuple[str, ...]:
-        """Returns the names of the trainings, one for each arm and learning rate, if there are several."""
-        names = tuple(list_candidates(stage))
-        return names if len(names) > 1 else ()
+    def list_rounds(self, stage: Finetune) -> tuple[tuple[str, ...], ...]:
+        """Returns the trainings, one for each arm and learning rate, and then the arms, where there are several."""
+        return tuple(parts for parts in (tuple(list_candidates(stage)), stage.compared_arms) if len(parts) > 1)
 
     def run_part(self, context: StageContext, stage: Finetune, instance: StageInstance, part: str) -> None:
-        train_candidate(context, stage, instance, part)
+        """Trains a network and scores it on held-out images, or scores the chosen one of an arm on test images."""
+        if part in stage.compared_arms:
+            self._score_chosen(context, stage, instance, part)
+        elif (task := train_candidate(context, stage, instance, part)) is not None:
+            keep_scores(context, stage, instance, part, task, "val")
+
+    def _score_chosen(self, context: StageContext, stage: Finetune, instance: StageInstance, arm: str) -> None:
+        held_out = {name: read_kept_scores(instance, name, "val") for name in list_candidates(stage)}
+        known = {name: scores for name, scores in held_out.items() if scores is not None}
+        # One of two trainings that are the same has scores here, and `run` knows which.
+        if not context.recipe.score_test or len(known) < len(held_out):
+            return
+        chosen = choose_candidates(stage, known)[arm]
+        task = train_candidate(context, stage, instance, chosen)
+        assert task is not None
+        keep_scores(context, stage, instance, chosen, task, "test")
 
     def count_trainings(self, stage: Finetune) -> int:
         return len(list_candidates(stage))

@@ -101,10 +101,11 @@ class StageKind(ABC, Generic[StageSection]):
             StageFailed: it failed for a reason that the user should see in one line.
         """
 
-    def list_parts(self, stage: StageSection) -> tuple[str, ...]:
-        """Returns the names of parts of an instance's work that need nothing of each other; () if it has none.
+    def list_rounds(self, stage: StageSection) -> tuple[tuple[str, ...], ...]:
+        """Returns the names of parts of an instance's work, in rounds; () if it has none.
 
-        Processes of one machine may do them, each by `run_part`, before one of them calls `run`.
+        The parts of a round need nothing of each other, only what earlier rounds have left. Processes of one machine
+        may do them, each by `run_part`, before one of them calls `run`.
         """
         return ()
 

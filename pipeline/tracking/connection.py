@@ -3,15 +3,19 @@
 MLflow takes seconds to import, so it is imported when the first connection is made.
 """
 
+import contextlib
+import importlib.metadata
 import logging
 import os
 import shutil
+import sqlite3
 import tempfile
 import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from firstlight.pipeline.code_cache import hash_sources, read_cached, write_cached
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import atomic_path, explain_denied_access, wait_for_lock
 from firstlight.pipeline.tracking.location import TrackingLocation, make_sqlite_uri
@@ -32,6 +36,8 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 # A folder in memory, where the system has it, and the free bytes that a new database may need there.
 MEMORY_FOLDER, DATABASE_BYTES = Path("/dev/shm"), 2**25  # noqa: S108
 DATABASE_LOCK_FILE = ".mlflow.lock"
+# The tables of a new database, kept in the user's cache folder: MLflow's migrations take a second.
+TABLES_FACT = "mlflow-tables"
 # Attempts of MLflow to open a database. Its pauses between ten of them, its default, add up to 100 seconds.
 DATABASE_ATTEMPTS = 5
 
@@ -114,19 +120,64 @@ def _check_database(database: Path) -> None:
 
 
 def _create_database(database: Path) -> None:
-    """Creates MLflow's tables under a temporary name, so that a killed process leaves no half-made database.
+    """Creates MLflow's tables under a temporary name, so that a killed process leaves no half-made database."""
+    script = _read_kept_tables()
+    with atomic_path(database) as temporary:
+        if script is not None:
+            _run_script(temporary, script)
+            return
+        _let_mlflow_create(database, temporary)
+        write_cached(TABLES_FACT, _hash_migrations(), {"script": _dump_tables(temporary)})
 
-    They are made in memory and copied: SQLite waits for the disk after each of some hundred statements.
+
+def _let_mlflow_create(database: Path, temporary: Path) -> None:
+    """Has MLflow make its tables in memory, by some hundred migrations, and copies them to `temporary`.
+
+    SQLite would wait for the disk after each of their statements.
     """
     import mlflow
 
     _configure_mlflow()
     has_room = os.access(MEMORY_FOLDER, os.W_OK) and shutil.disk_usage(MEMORY_FOLDER).free > DATABASE_BYTES
     memory = MEMORY_FOLDER if has_room else database.parent
-    with atomic_path(database) as temporary, tempfile.TemporaryDirectory(dir=memory) as folder:
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
         made = Path(folder) / database.name
         mlflow.MlflowClient(make_sqlite_uri(made)).search_experiments()
         shutil.copyfile(made, temporary)
+
+
+def _hash_migrations() -> str:
+    """Returns the hash of all that decides MLflow's tables."""
+    import mlflow
+
+    store = Path(mlflow.__file__).parent / "store"
+    files = [*store.glob("db_migrations/**/*.py"), *store.glob("**/dbmodels/*.py"), Path(__file__)]
+    versions = [importlib.metadata.version(name) for name in ("sqlalchemy", "alembic")]
+    return hash_sources(files, mlflow.__version__, *versions)
+
+
+def _read_kept_tables() -> str | None:
+    """Returns the script that makes the tables, None if no database of this version of MLflow was made yet."""
+    kept = read_cached(TABLES_FACT, _hash_migrations())
+    return None if kept is None else str(kept["script"])
+
+
+def _dump_tables(file: Path) -> str:
+    """Returns a script that makes the tables of a new database, without the experiment that MLflow adds by itself.
+
+    The folder of that one is a folder of the process that makes it.
+    """
+    with contextlib.closing(sqlite3.connect(":memory:")) as copy:
+        with contextlib.closing(sqlite3.connect(file)) as database:
+            database.backup(copy)
+        copy.execute("DELETE FROM experiments")
+        copy.commit()
+        return "\n".join(copy.iterdump())
+
+
+def _run_script(file: Path, script: str) -> None:
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        database.executescript(script)
 
 
 def _find_or_create_experiment(client: "MlflowClient", location: TrackingLocation) -> str:

@@ -21,6 +21,7 @@ from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.report.data_notes import describe_problems
 from firstlight.pipeline.report.first_screen.next_steps import MeasuredRun
 from firstlight.pipeline.run.bounded_store import find_recipe_side
+from firstlight.pipeline.run.launching import side_processes
 from firstlight.pipeline.run.launching.side_processes import is_long
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.run.teacher_weights import resolve_teachers
@@ -95,7 +96,9 @@ def test_its_views_decide_the_side_of_the_store(tmp_path: Path) -> None:
     assert sides == [256, 128], "twice the pixels"
 
 
-def test_its_length_and_its_trainings_count(tmp_path: Path, digits: Store) -> None:
+def test_its_length_and_its_trainings_count(tmp_path: Path, digits: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The digits have 8 x 8 pixels.
+    monkeypatch.setattr(side_processes, "LONG_PASSES", 20_000 / 4**2)
     recipe = make_recipe(tmp_path)
     assert weigh_stage(recipe.stages["own"], 120) == 3.0 * 3 * 5
     splits = StageContext.create(recipe, digits, on_ray=False).splits

@@ -19,7 +19,7 @@ from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.metrics import append_row
 from firstlight.tasks.collective import rank, world_size
 
-# The field of a part of an instance with its name, see `StageKind.list_parts`.
+# The field of a part of an instance with its name, see `StageKind.list_rounds`.
 PART_KEY = "part"
 
 

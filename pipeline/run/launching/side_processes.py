@@ -43,8 +43,9 @@ from firstlight.pipeline.usable_cpus import count_usable_cpus
 # Seconds of a stage in this process before others are started, each of which needs some seconds of a CPU to start, and
 # the seconds of work that must be left for them.
 SEED_SECONDS_ALONE = 4.0
-# The passes of images through networks, in all trainings that can be shared, from which a recipe is long.
-LONG_PASSES = 20_000
+# The passes of images of this side through networks, in all trainings that can be shared, from which a recipe is long:
+# the smallest networks take some seconds for them.
+LONG_PASSES, LONG_PASSES_SIDE = 20_000, 32
 # The free memory that another process needs, in multiples of what this one has.
 MEMORY_PER_PROCESS = 1.5
 # Seconds between two looks for Ctrl-C while other processes work.
@@ -75,15 +76,19 @@ def _count_processes(recipe: Recipe, stage: str) -> int:
 
 
 def is_long(recipe: Recipe, splits: Splits) -> bool:
-    """Returns True if the trainings of a recipe that processes can share make LONG_PASSES or more."""
+    """Returns True if the trainings of a recipe that processes can share make LONG_PASSES or more.
+
+    An image counts by its pixels, since the time of a network grows with them.
+    """
     passes = 0
     for stage in recipe.stages.values():
         kind = stage_kind(stage)
         found = kind.count_epoch_images(stage, splits, recipe.seeds[0])
-        if isinstance(stage, TrainingOptions) and found and (len(recipe.seeds) > 1 or kind.list_parts(stage)):
+        if isinstance(stage, TrainingOptions) and found and (len(recipe.seeds) > 1 or kind.list_rounds(stage)):
             images, batch = found
             passes += kind.count_trainings(stage) * stage.length.count_steps(images // batch) * batch
-    return passes * len(recipe.seeds) >= LONG_PASSES
+    weight = (recipe.dataset.image_size / LONG_PASSES_SIDE) ** 2
+    return passes * len(recipe.seeds) * weight >= LONG_PASSES
 
 
 class _SharedStage:
@@ -258,9 +263,15 @@ def _ask(process: subprocess.Popen[bytes], payload: dict[str, Any]) -> StageAnsw
 def _answer_payloads() -> None:
     """Answers the payloads on standard input, until there are no more."""
     with open_answers() as answer:
+        _import_compiler()
         answer({"ready": True})
         for line in sys.stdin.buffer:
             answer(_run_payload(json.loads(line)))
+
+
+def _import_compiler() -> None:
+    """Makes an optimiser. The first one imports torch's compiler for a second, in which others can take the work."""
+    torch.optim.SGD([torch.zeros(1)], lr=1.0)
 
 
 def _run_payload(payload: dict[str, Any]) -> StageAnswer:

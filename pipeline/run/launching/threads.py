@@ -27,9 +27,13 @@ def fix_threads(recipe: Recipe, name: str) -> Recipe:
 
 
 def count_side_by_side(recipe: Recipe, name: str) -> int:
-    """Returns how much of a stage can be done at a time: its seeds, each in parts if it has any."""
+    """Returns how much of a stage can be done at a time: its seeds, each in the parts of its first round if it has any.
+
+    The later rounds are short.
+    """
     stage = recipe.stages[name]
-    return len(recipe.seeds) * (len(stage_kind(stage).list_parts(stage)) or 1)
+    rounds = stage_kind(stage).list_rounds(stage)
+    return len(recipe.seeds) * (len(rounds[0]) if rounds else 1)
 
 
 def count_cores(cpus: int | None = None) -> int:

@@ -15,9 +15,14 @@ from firstlight.tasks.downstream import TASKS
 from firstlight.tasks.downstream.multilabel import mean_without_nan
 from firstlight.tasks.downstream.task import Scores, Task
 
+# The scores of a training by their names, as a result holds them: None where the images gave none.
+ResultScores = Mapping[str, float | list[float | None] | None]
+
 
 @torch.no_grad()
-def score_tasks(context: StageContext, stage: Finetune, tasks: dict[str, Task], ids: np.ndarray) -> dict[str, Scores]:
+def score_tasks(
+    context: StageContext, stage: Finetune, tasks: Mapping[str, Task], ids: np.ndarray
+) -> dict[str, ResultScores]:
     """Scores each task on those of `ids` whose target is known. It is collective; every image is decoded once.
 
     A network under several names, which two arms share, is scored once.

@@ -44,18 +44,20 @@ def train_candidates(context: StageContext, stage: Finetune, instance: StageInst
     return tasks
 
 
-def train_candidate(context: StageContext, stage: Finetune, instance: StageInstance, name: str) -> None:
+def train_candidate(context: StageContext, stage: Finetune, instance: StageInstance, name: str) -> Task | None:
     """Trains one candidate, which `train_candidates` then finds finished, on whatever process. Collective.
 
-    Nothing is done for one that is the same training as a candidate before it.
+    Returns the fine-tuned network. Nothing is done for a candidate that is the same training as one before it: None.
     """
     candidates = list_candidates(stage)
     task, key = _build_candidate(context, stage, instance, name)
     before = takewhile(lambda other: other != name, candidates)
     # With another rate it is another training.
     same_rate = [other for other in before if candidates[other][1] == candidates[name][1]]
-    if all(_build_candidate(context, stage, instance, other)[1] != key for other in same_rate):
-        _train(context, stage, instance, name, task, key)
+    if any(_build_candidate(context, stage, instance, other)[1] == key for other in same_rate):
+        return None
+    _train(context, stage, instance, name, task, key)
+    return task
 
 
 def _build_candidate(context: StageContext, stage: Finetune, instance: StageInstance, name: str) -> tuple[Task, str]:

@@ -1,8 +1,10 @@
 """First connections to MLflow: many processes at once, killed processes, and servers that do not answer."""
 
+import contextlib
 import multiprocessing
 import os
 import socket
+import sqlite3
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import exclusive_lock
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.tracking import retry
+from firstlight.pipeline.tracking import connection, retry
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.connection import connect_client, open_experiment
 from firstlight.pipeline.tracking.lineage import read_lineage
@@ -255,3 +257,65 @@ def test_server_that_never_answers_raises_in_time(tmp_path: Path, monkeypatch: p
             TrackingClient(recipes.recipe(tmp_path, tracking__uri=uri))
         assert time.monotonic() - started < 15 - longest
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "60", "only the first request has a short timeout"
+
+
+@pytest.fixture
+def made_by_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Empties the cache folder; returns the databases that MLflow makes by its migrations, which are added later."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made, create = list[Path](), connection._let_mlflow_create
+
+    def note_database(database: Path, temporary: Path) -> None:
+        made.append(database)
+        create(database, temporary)
+
+    monkeypatch.setattr(connection, "_let_mlflow_create", note_database)
+    return made
+
+
+def open_database(folder: Path) -> Any:
+    """Opens the experiment of a new database, and returns its client and all that the database declares."""
+    client, experiment = open_experiment(TrackingLocation.of(recipes.recipe(folder)))
+    run = client.create_run(experiment)
+    client.log_metric(run.info.run_id, "loss", 0.5, step=3)
+    assert [metric.value for metric in client.get_metric_history(run.info.run_id, "loss")] == [0.5]
+    names = {found.name: found.artifact_location for found in client.search_experiments()}
+    assert set(names) == {"Default", "firstlight"}
+    assert names["Default"].startswith(os.getcwd()), "it is of this process, not of the one that made the tables"
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        declared = database.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchall()
+        version = database.execute("SELECT version_num FROM alembic_version").fetchall()
+    return sorted(map(str, declared)), version
+
+
+def test_tables_of_a_new_database_are_kept_for_the_next(
+    tmp_path: Path, made_by_mlflow: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = open_database(tmp_path / "first")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert open_database(tmp_path / "second") == first
+    assert [database.parent.name for database in made_by_mlflow] == ["first"]
+
+
+def test_tables_of_another_version_and_damaged_ones_are_made_again(
+    tmp_path: Path, made_by_mlflow: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    first = open_database(tmp_path / "first")
+    (kept,) = (tmp_path / "cache").rglob("*.json")
+    kept.write_text(kept.read_text().replace("lifecycle_stage", "lifecycle_state"))
+    assert open_database(tmp_path / "second") == first
+    monkeypatch.setattr(mlflow, "__version__", "99.0")
+    assert open_database(tmp_path / "third") == first
+    assert [database.parent.name for database in made_by_mlflow] == ["first", "second", "third"]
+
+
+def test_cache_folder_that_cannot_be_written_costs_time_only(
+    tmp_path: Path, made_by_mlflow: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert open_database(tmp_path / "first") == open_database(tmp_path / "second")
+    assert len(made_by_mlflow) == 2

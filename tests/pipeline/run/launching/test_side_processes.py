@@ -218,12 +218,30 @@ def test_fine_tunings_of_one_seed_may_have_a_process_each(
     ],
 )
 def test_long_recipes_are_those_of_many_passes_that_can_be_shared(
-    tmp_path: Path, digits: Store, seeds: list[int], changes: dict[str, Any], expected: bool
+    tmp_path: Path,
+    digits: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    seeds: list[int],
+    changes: dict[str, Any],
+    expected: bool,
 ) -> None:
+    # The digits have 8 x 8 pixels.
+    monkeypatch.setattr(side_processes, "LONG_PASSES", 20_000 / 4**2)
     recipe = recipes.recipe(tmp_path, seeds=seeds, **{f"stages__{key}": value for key, value in changes.items()})
     splits = StageContext.create(recipe, digits, on_ray=False).splits
     assert len(splits.train) == 110
     assert is_long(recipe, splits) == expected
+
+
+@pytest.mark.parametrize(("image_size", "epochs", "expected"), [(32, 100, False), (32, 110, True), (64, 27, True)])
+def test_passes_of_larger_images_count_by_their_pixels(
+    tmp_path: Path, digits: Store, image_size: int, epochs: int, expected: bool
+) -> None:
+    """96 of 110 images are in the batches of an epoch, of two seeds."""
+    recipe = recipes.recipe(tmp_path, seeds=[0, 1], stages__pretrain__epochs=epochs)
+    splits = StageContext.create(recipe, digits, on_ray=False).splits
+    dataset = recipe.dataset.model_copy(update={"image_size": image_size})
+    assert is_long(recipe.model_copy(update={"dataset": dataset}), splits) == expected
 
 
 def collect_results(recipe: Recipe) -> dict[str, Any]:
@@ -360,8 +378,10 @@ def test_fine_tunings_that_processes_share_are_those_of_one(tmp_path: Path, monk
 
 def test_seeds_that_share_the_processes_evenly_are_not_divided(tmp_path: Path) -> None:
     recipe, instances = tuned_recipe(tmp_path, 2), [{"stage": "finetune", "seed": seed} for seed in range(4)]
-    assert launch._list_parts(recipe, instances, 2) == launch._list_parts(recipe, instances, 4) == []
-    parts = launch._list_parts(recipe, instances, 3)
-    assert len(parts) == 16
-    assert parts[5] == {"stage": "finetune", "seed": 1, "part": "pretrained-lr0.3"}
-    assert launch._list_parts(recipe, [{"stage": "pretrain", "seed": 0}], 2) == []
+    assert launch._list_rounds(recipe, instances, 2) == launch._list_rounds(recipe, instances, 4) == []
+    trainings, arms = launch._list_rounds(recipe, instances, 3)
+    assert len(trainings) == 16
+    assert trainings[5] == {"stage": "finetune", "seed": 1, "part": "pretrained-lr0.3"}
+    assert len(arms) == 8
+    assert arms[5] == {"stage": "finetune", "seed": 2, "part": "scratch"}
+    assert launch._list_rounds(recipe, [{"stage": "pretrain", "seed": 0}], 2) == []
