@@ -3,11 +3,13 @@
 remote_files.py implements it for URIs.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
 import re
 import stat
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +22,11 @@ import pyarrow as pa
 
 URI_SCHEMES = ("az", "file", "gs", "hf", "http", "https", "memory", "s3")
 MAX_CONCURRENT_READS = 16
+# Seconds that a read waits for the storage from which it pays to have threads wait. Each read of theirs costs half of
+# this, as they wait for the interpreter.
+NOTABLE_WAIT_S = 3e-4
+# The most rounds of MAX_CONCURRENT_READS reads by threads between two that the calling thread makes as a trial.
+MAX_THREADED_ROUNDS = 16
 # The largest encoded image, of any source, as it is read as a whole. 64 million pixels of 16 bits take 384 MB.
 MAX_IMAGE_BYTES = 1 << 29
 # Relative path, size in bytes, and a number that changes with the content: the modification time in ns, or a hash of
@@ -185,13 +192,39 @@ def describe_too_large(size: int) -> str:
 
 
 def read_concurrently(read: Callable[[Any], ReadResult], items: Sequence[Any]) -> Iterator[ReadResult]:
-    """Yields `read(item)` for each item, in order.
+    """Yields `read(item)` for each item, in order. They are few, large or far away; for others there is `read_many`.
 
     `MAX_CONCURRENT_READS` calls run at a time, and at most as many results are in memory.
     """
     with ThreadPoolExecutor(MAX_CONCURRENT_READS) as pool:
         for first in range(0, len(items), MAX_CONCURRENT_READS):
             yield from pool.map(read, items[first : first + MAX_CONCURRENT_READS])
+
+
+def read_many(read: Callable[[Any], ReadResult], items: Sequence[Any]) -> Iterator[ReadResult]:
+    """Yields `read(item)` for each of many small items, in order.
+
+    This thread reads them as long as the storage answers at once, as for files that are in memory: threads would take
+    four times as long, most of it in wait for the interpreter. After a read that had to wait, threads make the next
+    ones, as `read_concurrently`: more and more of them, as long as trials have to wait.
+    """
+    done, rounds = 0, 1
+    with contextlib.ExitStack() as stack:
+        pool: ThreadPoolExecutor | None = None
+        while done < len(items):
+            begun, busy = time.perf_counter(), time.thread_time()
+            result = read(items[done])
+            waited = time.perf_counter() - begun - (time.thread_time() - busy)
+            done += 1
+            yield result
+            if waited < NOTABLE_WAIT_S:
+                rounds = max(rounds // 2, 1)
+                continue
+            pool = pool or stack.enter_context(ThreadPoolExecutor(MAX_CONCURRENT_READS))
+            for _ in range(rounds):
+                yield from pool.map(read, items[done : done + MAX_CONCURRENT_READS])
+                done += MAX_CONCURRENT_READS
+            rounds = min(2 * rounds, MAX_THREADED_ROUNDS)
 
 
 def hash_facts(facts: Iterable[FileFacts]) -> str:

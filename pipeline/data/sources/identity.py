@@ -7,16 +7,14 @@ all bytes, and not of times, so that a copy of a folder is the same source.
 
 import functools
 import hashlib
-import itertools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
 
 import numpy as np
 
-from firstlight.pipeline.data.sources.files import Files, LocalFiles, read_concurrently
+from firstlight.pipeline.data.sources.files import Files, LocalFiles, read_concurrently, read_many
 from firstlight.pipeline.data.sources.source import Source, SourceOptions
 
 # Files of which bytes are sampled, evenly spaced in the order of their names
@@ -26,9 +24,6 @@ MAX_WHOLE_BYTES = 1 << 26
 # Otherwise blocks are read, evenly spaced; of many files few each, of few files, which are archives, more
 SAMPLED_BLOCK_BYTES, MIN_BLOCKS, MAX_BLOCKS, MAX_ALL_BLOCKS = 1 << 12, 3, 256, 16_384
 HASHED_CHUNK_BYTES = 1 << 20
-# The number of files that a thread samples before it takes others
-CHUNK_FILES = 64
-ChunkResult = TypeVar("ChunkResult")
 
 
 def identify_source(source: Source, dataset: SourceOptions) -> Source:
@@ -69,7 +64,7 @@ def _hash_reading(source: Source) -> str:
 def hash_samples(files: LocalFiles, names: Sequence[bytes]) -> str:
     """Returns the SHA-256 of a sample of the bytes of some of the files; a file that cannot be read counts as such."""
     chosen = [names[k] for k in np.linspace(0, len(names) - 1, min(len(names), MAX_SAMPLED_FILES)).astype(int)]
-    sizes = _map_in_chunks(lambda name: _find_size(files, name), chosen)
+    sizes = list(read_many(lambda name: _find_size(files, name), chosen))
     is_whole = sum(sizes) <= MAX_WHOLE_BYTES
     blocks = min(max(MAX_ALL_BLOCKS // max(len(chosen), 1), MIN_BLOCKS), MAX_BLOCKS)
 
@@ -83,17 +78,9 @@ def hash_samples(files: LocalFiles, names: Sequence[bytes]) -> str:
         return hashlib.sha256(read).digest()
 
     digest = hashlib.sha256()
-    for name, sampled in zip(chosen, _map_in_chunks(sample, list(zip(chosen, sizes, strict=True))), strict=True):
+    for name, sampled in zip(chosen, read_many(sample, list(zip(chosen, sizes, strict=True))), strict=True):
         digest.update(b"%s\0%s\0" % (name, sampled))
     return digest.hexdigest()
-
-
-def _map_in_chunks(read: Callable[[Any], ChunkResult], items: Sequence[Any]) -> list[ChunkResult]:
-    """Returns `read(item)` for each item; a thread takes many items at a time, since a call of its own costs as much
-    as reading a few blocks.
-    """
-    chunks = [items[first : first + CHUNK_FILES] for first in range(0, len(items), CHUNK_FILES)]
-    return list(itertools.chain.from_iterable(read_concurrently(lambda chunk: [read(item) for item in chunk], chunks)))
 
 
 def _find_size(files: LocalFiles, name: bytes) -> int:

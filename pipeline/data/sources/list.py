@@ -26,8 +26,8 @@ from firstlight.pipeline.data.sources.files import (
     LocalFiles,
     decode_path,
     parse_local_path,
-    read_concurrently,
     read_image_file,
+    read_many,
 )
 from firstlight.pipeline.data.sources.labels import (
     CLASSES_FILE,
@@ -73,7 +73,7 @@ class ImageList(Source):
         return SourceFiles(files, [path for path in self.paths.to_pylist() if b"://" not in path], self.list_hash)
 
     def _read_records(self, indices: np.ndarray) -> Iterator[Record]:
-        yield from read_concurrently(self._read_record, indices.tolist())
+        yield from read_many(self._read_record, indices.tolist())
 
     def _read_record(self, index: int) -> Record:
         path, label = self.paths[index].as_py(), int(self.labels[index])

@@ -21,7 +21,7 @@ from firstlight.pipeline.data.sources.files import (
     LocalFiles,
     decode_path,
     is_below,
-    read_concurrently,
+    read_many,
 )
 from firstlight.pipeline.data.sources.remote_files import RemoteFiles
 
@@ -161,7 +161,7 @@ def _look_into_files(
 ) -> None:
     """Adds those files that are images by their first bytes, and counts the others by their endings."""
     for item, start in zip(
-        unknown, read_concurrently(lambda item: _read_file_start(files, path_of(item)), unknown), strict=True
+        unknown, read_many(lambda item: _read_file_start(files, path_of(item)), unknown), strict=True
     ):
         ending = find_ending(decode_path(path_of(item))) or "no ending"
         if start is not None and is_image_start(start):

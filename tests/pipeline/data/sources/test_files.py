@@ -1,6 +1,8 @@
 """Files below a folder on disk, and paths."""
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from firstlight.pipeline.data.sources.files import (
     is_below,
     parse_local_path,
     read_concurrently,
+    read_many,
 )
 from firstlight.pipeline.errors import UserError
 from tests.support.image_sources import dataset_options, write_named_files
@@ -73,6 +76,78 @@ def test_concurrent_reads_keep_order_and_bound_memory() -> None:
     assert next(results) == 0
     assert len(started) <= files.MAX_CONCURRENT_READS
     assert [0, *results] == [k * k for k in range(50)]
+
+
+class Storage:
+    """Numbers that are read at once, or after a wait. `readers`: the thread of each read, in order."""
+
+    def __init__(self, wait: float) -> None:
+        self.wait, self.readers, self.reading, self.most = wait, dict[int, threading.Thread](), 0, 0
+        self.lock = threading.Lock()
+
+    def read(self, k: int) -> int:
+        with self.lock:
+            self.reading += 1
+            self.most = max(self.most, self.reading)
+        self.readers[k] = threading.current_thread()
+        if self.wait:
+            time.sleep(self.wait)
+        with self.lock:
+            self.reading -= 1
+        return k * k
+
+    def count_own(self) -> int:
+        """Returns how many of the reads were made by this thread."""
+        return sum(reader is threading.current_thread() for reader in self.readers.values())
+
+
+def test_files_in_memory_are_read_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A busy machine makes any read wait.
+    monkeypatch.setattr(files, "NOTABLE_WAIT_S", 10.0)
+    storage = Storage(0.0)
+    assert list(read_many(storage.read, range(1000))) == [k * k for k in range(1000)]
+    assert storage.count_own() == 1000
+
+
+def test_files_that_must_be_waited_for_are_read_by_threads() -> None:
+    storage = Storage(0.002)
+    assert list(read_many(storage.read, range(2000))) == [k * k for k in range(2000)]
+    assert storage.most == files.MAX_CONCURRENT_READS
+    # One before each group of 1, 2, 4, 8 and then 16 rounds of 16 reads.
+    assert storage.count_own() == 11
+
+
+def test_threads_leave_the_reads_when_there_is_no_wait_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "NOTABLE_WAIT_S", 0.05)
+    storage = Storage(0.1)
+    results = read_many(storage.read, range(400))
+    # One read as a trial and a round of threads, twice the rounds, and a trial.
+    assert [next(results) for _ in range(1 + 16 + 1 + 32)] == [k * k for k in range(50)]
+    storage.wait = 0.0
+    assert list(results) == [k * k for k in range(50, 400)]
+    assert storage.count_own() == 2 + 350
+
+
+def test_reads_that_nobody_waits_for_any_more_leave_no_thread() -> None:
+    before, storage = threading.active_count(), Storage(0.002)
+    results = read_many(storage.read, range(100))
+    assert [next(results), next(results)] == [0, 1]
+    assert threading.active_count() > before
+    results.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+def test_error_of_a_read_is_raised_in_its_place() -> None:
+    def read(k: int) -> int:
+        time.sleep(0.001)
+        if k == 30:
+            raise OSError("gone")
+        return k
+
+    results = read_many(read, range(100))
+    assert [next(results) for _ in range(30)] == list(range(30))
+    with pytest.raises(OSError, match="gone"):
+        next(results)
 
 
 def test_hash_depends_on_each_fact() -> None:
