@@ -3,7 +3,7 @@
 Seeds depend on nothing but themselves, and so do the trainings of a fine-tuning, the parts of a seed's instance. Each
 process computes with the threads of the stage, see `choose_threads`: one where there is enough to share.
 The process of the command begins with the first one. Others take those that wait, and stay for the stages that follow.
-They are started before the first stage if the recipe is long, and otherwise when a stage takes long.
+They are started before the first stage if the recipe is long, and otherwise once a stage is seen to take long.
 
 Another process is this module: `python -m firstlight.pipeline.run.launching.side_processes`. It says {"ready": true},
 gets payloads of `launch.launch_instances` with one instance, one a line, and answers each with a line of JSON: what
@@ -40,15 +40,14 @@ from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.train.metrics import append_row
 from firstlight.pipeline.usable_cpus import count_usable_cpus
 
-# Seconds of a stage in this process before others are started, each of which needs some seconds of a CPU to start, and
-# the seconds of work that must be left for them.
+# Seconds of work that must be left for other processes, each of which needs some seconds of a CPU to start.
 SEED_SECONDS_ALONE = 4.0
 # The passes of images of this side through networks, in all trainings that can be shared, from which a recipe is long:
 # the smallest networks take some seconds for them.
 LONG_PASSES, LONG_PASSES_SIDE = 20_000, 32
 # The free memory that another process needs, in multiples of what this one has.
 MEMORY_PER_PROCESS = 1.5
-# Seconds between two looks for Ctrl-C while other processes work.
+# Seconds between two looks for Ctrl-C while other processes work, and at whether they should be started.
 WAIT_S = 0.2
 
 # The fields of an instance, and what `run_instances` returns.
@@ -101,7 +100,9 @@ class _SharedStage:
         self.end: StageAnswer | None = None
 
     def estimate_rest(self) -> float:
-        """Returns the seconds that one process needs for what waits, if it takes as long as what has begun."""
+        """Returns the seconds that one process needs for what waits, if it takes as long as what has begun, or longer
+        where that has not ended.
+        """
         return len(self.waiting) * (time.monotonic() - self.begun) / max(self.size - len(self.waiting), 1)
 
 
@@ -136,8 +137,8 @@ class SideProcesses:
         """
         stage = _SharedStage(payload)
         first = stage.waiting.popleft()
-        starter = threading.Timer(SEED_SECONDS_ALONE, self._start_for_waiting)
-        starter.daemon = True
+        ended = threading.Event()
+        starter = threading.Thread(target=self._start_for_waiting, args=(stage, ended), daemon=True, name="start")
         with self.changed:
             self.stage = stage
             self.changed.notify_all()
@@ -153,8 +154,8 @@ class SideProcesses:
             self.close()
             raise
         finally:
-            starter.cancel()
-            if starter.is_alive():
+            ended.set()
+            if starter.ident is not None:
                 starter.join()
             with self.changed:
                 self.stage = None
@@ -182,13 +183,14 @@ class SideProcesses:
                 self.changed.wait(WAIT_S)
         return self._take(stage)
 
-    def _start_for_waiting(self) -> None:
-        """Starts the processes if that takes less than what they would do."""
-        with self.changed:
-            is_asked = self.stage is not None and bool(self.stage.waiting)
-            is_worth = self.stage is not None and self.stage.estimate_rest() >= SEED_SECONDS_ALONE
-        if is_asked and is_worth:
-            self.start()
+    def _start_for_waiting(self, stage: _SharedStage, ended: threading.Event) -> None:
+        """Starts the processes once that takes less than what they would do, unless the stage has ended before."""
+        while not ended.wait(WAIT_S):
+            with self.changed:
+                is_worth = bool(stage.waiting) and stage.estimate_rest() >= SEED_SECONDS_ALONE
+            if is_worth:
+                self.start()
+                return
 
     def start(self) -> None:
         """Starts the processes, once, as many as there is memory for."""

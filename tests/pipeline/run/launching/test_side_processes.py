@@ -156,7 +156,7 @@ def test_short_stage_starts_no_process(
     here = Here()
     assert others.run(list_instances(tmp_path, "a", 0, 1), here) == {"stop": None}
     assert (here.seeds, others.processes, told) == ([0, 1], [], [])
-    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    assert "start" not in [thread.name for thread in threading.enumerate()], "nothing is left that would start one"
 
 
 def test_no_process_is_started_without_memory_for_it(
@@ -322,11 +322,14 @@ def test_no_process_is_started_for_less_work_than_its_start(
     stage.waiting.popleft()
     assert stage.estimate_rest() == pytest.approx(2.0 * waiting, abs=0.5)
     monkeypatch.setattr(side_processes, "SEED_SECONDS_ALONE", 4.0)
-    started: list[bool] = []
+    started, ended = list[bool](), threading.Event()
     monkeypatch.setattr(others, "start", lambda: started.append(True))
-    others.stage = stage
-    others._start_for_waiting()
-    others.stage = None
+    watcher = threading.Thread(target=others._start_for_waiting, args=(stage, ended))
+    watcher.start()
+    time.sleep(3 * side_processes.WAIT_S)
+    assert watcher.is_alive() != is_started
+    ended.set()
+    watcher.join()
     assert started == [True] * is_started
 
 
