@@ -36,7 +36,7 @@ from firstlight.pipeline.data.sources.conventions.reading import (
     join_names,
 )
 from firstlight.pipeline.data.sources.conventions.split_names import SPLIT_TITLES, SPLITS, find_split_names, list_words
-from firstlight.pipeline.data.sources.files import Files, LocalFiles, decode_path, hash_facts, read_many
+from firstlight.pipeline.data.sources.files import Files, LocalFiles, decode_path, hash_facts, read_concurrently
 from firstlight.pipeline.data.sources.labels import clean_label
 from firstlight.pipeline.data.sources.remote_files import RemoteFiles
 from firstlight.pipeline.data.sources.source import Record, Source, SourceFiles, SourceOptions, open_root
@@ -86,7 +86,7 @@ class RemoteFolderSource(Source):
         return SourceFiles(self.files, self.paths.to_pylist())
 
     def _read_records(self, indices: np.ndarray) -> Iterator[Record]:
-        yield from read_many(self._read_record, indices.tolist())
+        yield from read_concurrently(self._read_record, indices.tolist())
 
     def _read_record(self, index: int) -> Record:
         path, label = self.paths[index].as_py(), int(self.labels[index])
