@@ -1,10 +1,13 @@
 """A module of the project as a process beside this one, which gets requests on its standard input and answers by lines
 of JSON: how it is started and ended here, and what it does first there.
+
+The process is `python -m firstlight.pipeline.child_module MODULE`.
 """
 
 import contextlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -20,10 +23,13 @@ PARENT_POLL_S = 0.2
 
 
 def start_module(name: str) -> subprocess.Popen[bytes]:
-    """Starts `python -m name`, which finds what this process can import."""
+    """Starts a process that runs a module as its main program, and finds what this process can import.
+
+    Ctrl-C is left to this process. When this one has ended, the other one ends at once.
+    """
     return subprocess.Popen(
         # The current folder is left out of the path, as its files may have the names of modules.
-        [sys.executable, "-P", "-m", name],
+        [sys.executable, "-P", "-m", __name__, name],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)},
@@ -58,13 +64,7 @@ def end_processes(processes: Sequence[subprocess.Popen[bytes]], threads: Sequenc
 
 @contextlib.contextmanager
 def open_answers() -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Sets up this process, which `start_module` has started, and yields a function that sends an answer.
-
-    Ctrl-C is left to the process that started this one. When that one has ended, this one ends at once.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    collect_garbage_rarely()
-    end_with_parent()
+    """Yields a function that sends an answer to the process that has started this one."""
     # The prints of a library are no answers, so stdout becomes stderr.
     with open(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
@@ -76,6 +76,17 @@ def open_answers() -> Iterator[Callable[[dict[str, Any]], None]]:
         yield answer
 
 
+def _run_module(name: str) -> None:
+    """Runs a module as the main program of this process.
+
+    All is set up before its imports, which take seconds: a fifth of that would go into the search for garbage.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    collect_garbage_rarely()
+    end_with_parent()
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
 def end_with_parent() -> None:
     """Starts a thread that ends this process when the one that started it is gone, by whatever ended that one."""
     threading.Thread(target=_wait_for_parent, args=(os.getppid(),), daemon=True, name="parent").start()
@@ -85,3 +96,7 @@ def _wait_for_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(PARENT_POLL_S)
     os._exit(1)
+
+
+if __name__ == "__main__":
+    _run_module(sys.argv[1])

@@ -8,18 +8,26 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from firstlight.pipeline.child_module import end_processes, send_bytes, start_module
+from firstlight.pipeline.process_life import GARBAGE_THRESHOLDS
 
 ECHO = """
-import sys
+import gc, signal, sys, threading
+facts = {
+    "garbage": gc.get_threshold()[0],
+    "ctrl_c": signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
+    "threads": [thread.name for thread in threading.enumerate()],
+    "arguments": sys.argv[1:],
+}
 from firstlight.pipeline.child_module import open_answers
 with open_answers() as answer:
     print("what a library prints")
-    answer({"module": __name__})
+    answer({"module": __name__, "facts": facts})
     for line in sys.stdin.buffer:
         answer({"heard": line.decode()})
 """
@@ -38,15 +46,26 @@ def echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "echo_of_tests"
 
 
-def read_answer(process: subprocess.Popen[bytes]) -> dict[str, str]:
+def read_answer(process: subprocess.Popen[bytes]) -> dict[str, Any]:
     assert process.stdout is not None
-    answer: dict[str, str] = json.loads(process.stdout.readline())
+    answer: dict[str, Any] = json.loads(process.stdout.readline())
     return answer
+
+
+def test_a_process_is_set_up_before_its_imports(echo: str) -> None:
+    process = start_module(echo)
+    assert read_answer(process)["facts"] == {
+        "garbage": GARBAGE_THRESHOLDS[0],
+        "ctrl_c": True,
+        "threads": ["MainThread", "parent"],
+        "arguments": [echo],
+    }
+    end_processes([process], [])
 
 
 def test_a_process_answers_and_goes_on_after_ctrl_c(echo: str) -> None:
     process = start_module(echo)
-    assert read_answer(process) == {"module": "__main__"}
+    assert read_answer(process)["module"] == "__main__"
     process.send_signal(signal.SIGINT)
     assert send_bytes(process, b"one\n")
     assert read_answer(process) == {"heard": "one\n"}

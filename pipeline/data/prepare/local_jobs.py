@@ -1,9 +1,9 @@
 """Runs the jobs of `prepare` on this machine without Ray: in this process, and if they take long in others beside it.
 
-Another process is this module: `python -m firstlight.pipeline.data.prepare.local_jobs`. It gets the work as a pickle on
-its standard input, and says {"ready": true} if it could read it. Then it gets jobs, one a line, and answers each with
-lines of JSON: {"done": images so far} now and then by a `PartWriter`, at the end {"result"}, or {"mistake"} or
-{"problem"} with a text.
+Another process runs this module as its main program, see `child_module`. It gets the work as a pickle on its standard
+input, and says {"ready": true} if it could read it. Then it gets jobs, one a line, and answers each with lines of JSON:
+{"done": images so far} now and then by a `PartWriter`, at the end {"result"}, or {"mistake"} or {"problem"} with a
+text.
 """
 
 import contextlib

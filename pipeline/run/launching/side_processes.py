@@ -5,9 +5,9 @@ process computes with the threads of the stage, see `choose_threads`: one where 
 The process of the command begins with the first one. Others take those that wait, and stay for the stages that follow.
 They are started before the first stage if the recipe is long, and otherwise once a stage is seen to take long.
 
-Another process is this module: `python -m firstlight.pipeline.run.launching.side_processes`. It says {"ready": true},
-gets payloads of `launch.launch_instances` with one instance, one a line, and answers each with a line of JSON: what
-`run_instances` returns, {"problem"} with the text of an error, or {"unfit"} if it does not know what the recipe names.
+Another process runs this module as its main program, see `child_module`. It says {"ready": true}, gets payloads of
+`launch.launch_instances` with one instance, one a line, and answers each with a line of JSON: what `run_instances`
+returns, {"problem"} with the text of an error, or {"unfit"} if it does not know what the recipe names.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
 """The machine code of the augmentations, kept in the user's cache folder: made by another process, used by many.
 
 A folder belongs to one version of the sources at one place, of the compiler, and of the machine's CPU. Its manifest,
-written last, has the sums of its files. The process that compiles is this module: `python -m
-firstlight.pipeline.data.augment.compiled.kept_code`. It takes 12 seconds of a CPU, and ends with the one that has
-started it, which then loads what was made. A compiler in the background of that one could not be stopped at its end.
+written last, has the sums of its files. The process that compiles runs this module as its main program, see
+`child_module`. It takes 12 seconds of a CPU, and ends with the one that has started it, which then loads what was made.
+A compiler in the background of that one could not be stopped at its end.
 """
 
 import contextlib
