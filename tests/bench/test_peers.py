@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bench import peers
 from bench.peers import PeerSetting
@@ -27,17 +28,18 @@ class EnoughSteps(Exception):
 
 
 def check_steps(work: Callable[..., None], *arguments: Any) -> None:
-    """Checks that an arm counts its steps: it is ended after the second."""
-    counted: list[int] = []
+    """Checks that an arm counts the updates of its weights: it is ended after the second."""
+    counted: list[tuple[int, int]] = []
+    updates: list[Any] = []
 
     def count_step(step: int) -> None:
-        counted.append(step)
+        counted.append((step, len(updates)))
         if step == 2:
             raise EnoughSteps
 
-    with pytest.raises(EnoughSteps):
+    with register_optimizer_step_post_hook(lambda *of: updates.append(of)), pytest.raises(EnoughSteps):
         work(*arguments, count_step)
-    assert counted[-2:] == [1, 2]
+    assert counted[-2:] == [(1, 1), (2, 2)]
 
 
 @pytest.fixture

@@ -126,10 +126,9 @@ def test_corruptions_are_those_of_supplement_a() -> None:
     ],
 )
 def test_images_are_corrupted_as_the_experiment_says(name: str, corruption: str, blocks: int | None) -> None:
-    for stage in opened(name).stages.values():
-        if isinstance(stage, Pretrain):
-            method: Any = stage.method
-            assert (method.corruption, method.blocks, method.sigma) == (corruption, blocks, (10.0, 50.0))
+    methods: list[Any] = [stage.method for stage in opened(name).stages.values() if isinstance(stage, Pretrain)]
+    found = {(method.corruption, method.blocks, method.sigma) for method in methods}
+    assert found == {(corruption, blocks, (10.0, 50.0))}
 
 
 def test_ablations_on_imagenet_differ_from_the_whole_in_one_setting() -> None:

@@ -212,6 +212,8 @@ def test_trials_leave_out_no_recipe_and_count_those_that_fail(
 def test_trial_run_ends_with_a_table_and_its_figures(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     assert smoke.trial("quickstart", tmp_path) > 0
+    drawn = {file.name for file in tmp_path.glob("runs/quickstart-smoke/*/figures/*.png")}
+    assert {"comparison.png", "confusion_pretrained.png", "curves.png", "filters.png", "map.png", "views.png"} <= drawn
 
 
 @pytest.mark.parametrize("name", ["dae/table2_cifar10", "super_and/table1_cifar10_resnet18"])

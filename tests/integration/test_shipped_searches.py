@@ -78,14 +78,12 @@ def trial_method(name: str) -> Any:
     return stages[str(plan.encoder_stage(plan.budget_recipe()))].method
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_no_loss_is_compared_across_temperatures(name: str) -> None:
+def test_no_loss_is_compared_across_temperatures() -> None:
     """The scale of a loss changes with its temperature: the same embeddings have another value."""
-    search = open_search(name).search
-    if not any("temperature" in key for key in search.space):
-        return
-    losses = [objective.measure for objective in search.objectives if "loss" in objective.measure]
-    assert not losses
+    searches = {name: open_search(name).search for name in NAMES}
+    warm = {name: one for name, one in searches.items() if any("temperature" in key for key in one.space)}
+    assert warm.keys() >= {"quickstart", "simclr", "super_and"}
+    assert not [name for name, one in warm.items() for found in one.objectives if "loss" in found.measure]
 
 
 @pytest.mark.parametrize("name", NAMES)

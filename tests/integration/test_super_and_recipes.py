@@ -143,5 +143,7 @@ def test_ablations_of_table_4_leave_out_one_thing_each() -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "baselines" in name])
 def test_baselines_have_one_view_as_in_their_code(name: str) -> None:
-    for stage in pretrainings(name).values():
+    stages = pretrainings(name)
+    assert list(stages) == ["instance", "and"]
+    for stage in stages.values():
         assert (stage.method.aug, stage.method.ue, batch_requirements_of(stage).views) == (False, False, 1)

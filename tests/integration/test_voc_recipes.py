@@ -104,7 +104,9 @@ def test_detection_on_voc_has_the_solver_of_fast_rcnn(name: str) -> None:
     Biases do not decay (decay_mult: 0).
     """
     recipe = load_recipe(RECIPES_FOLDER / f"{name}.yaml", ("dataset.root=/data",))
-    for key, stage in stages_of(recipe, "detect").items():
+    detections = stages_of(recipe, "detect")
+    assert list(detections) == ["fast", "faster"]
+    for key, stage in detections.items():
         assert (stage.batch_size, stage.steps, stage.optimizer.lr) == (2 * 4, 40_000 // 4, 0.001 * 4)
         assert stage.optimizer.arguments() == {"momentum": 0.9, "weight_decay": 5e-4}
         assert stage.schedule is not None

@@ -33,10 +33,13 @@ sys.exit(code)
 """
 
 
-def run_alone(folder: Path, *arguments: str) -> tuple[int, str, str]:
-    """Runs a command in a new process, in an empty folder. Returns its exit code, what it loaded, and its errors."""
+def run_alone(folder: Path, *arguments: str) -> tuple[int, str, str, str]:
+    """Runs a command in a new process, in an empty folder. Returns its exit code, what it loaded, its errors and its
+    output.
+    """
     done = subprocess.run([sys.executable, "-c", RUN, *arguments], cwd=folder, capture_output=True, text=True)
-    return done.returncode, done.stdout.rpartition("loaded:")[2].strip(), done.stderr
+    output, _, loaded = done.stdout.rpartition("loaded:")
+    return done.returncode, loaded.strip(), done.stderr, output
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +80,7 @@ def test_store_is_begun_before_heavy_modules_are_loaded(tmp_path: Path, command:
     ],
 )
 def test_command_loads_no_heavy_module(tmp_path: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
-    found, loaded, errors = run_alone(tmp_path, *arguments)
+    found, loaded, errors, _ = run_alone(tmp_path, *arguments)
     assert (found, loaded) == (code, "")
     assert message in errors
 
@@ -85,4 +88,6 @@ def test_command_loads_no_heavy_module(tmp_path: Path, arguments: tuple[str, ...
 def test_runs_of_a_database_are_listed_and_shown_without_mlflow(tmp_path: Path) -> None:
     _, runs = chain(tmp_path)
     for arguments in (("runs",), ("show", runs["first"])):
-        assert run_alone(tmp_path, *arguments, f"storage={tmp_path}")[:2] == (0, "")
+        code, loaded, _, output = run_alone(tmp_path, *arguments, f"storage={tmp_path}")
+        assert (code, loaded) == (0, "")
+        assert runs["first"] in output, arguments

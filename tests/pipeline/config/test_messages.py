@@ -90,7 +90,7 @@ WRONG = {
 def test_wrong_override_is_one_line_with_key_value_and_valid_values(override: str) -> None:
     with pytest.raises(UserError) as caught:
         load_recipe(DIGITS, (override,))
-    assert len(str(caught.value).splitlines()) == sum("is missing" in part for part in WRONG[override]) or 1
+    assert len(str(caught.value).splitlines()) == (sum("is missing" in part for part in WRONG[override]) or 1)
     for part in WRONG[override]:
         assert part in str(caught.value)
 

@@ -190,6 +190,8 @@ def test_seed_that_has_not_ended_is_left_out_of_the_mean() -> None:
 
 
 def test_a_training_whose_log_is_lost_has_figures() -> None:
-    for figure in (curves.plot_loss([]), curves.plot_speed([])):
+    panels = ["images per second", "learning rate", "parts of the time of a step"]
+    for figure, wanted in ((curves.plot_loss([]), ["loss"]), (curves.plot_speed([]), panels)):
         figure.canvas.draw()
+        assert titles(figure) == wanted
         assert not any(len(line.get_xdata()) for axis in figure.axes for line in axis.lines)

@@ -159,19 +159,20 @@ def test_an_encoder_in_mlflow_is_continued_with_another_method(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("kind", "start"),
+    ("kind", "start", "made"),
     [
-        ("evaluate", {"probe_weight_decays": [0.001]}),
-        ("embed", {}),
-        ("retrieve", {"queries": "test"}),
-        ("export", {"formats": ["safetensors"]}),
+        ("evaluate", {"probe_weight_decays": [0.001]}, {"given", "random"}),
+        ("embed", {}, {"encoder", "files"}),
+        ("retrieve", {"queries": "test"}, {"given", "random"}),
+        ("export", {"formats": ["safetensors"]}, {"formats"}),
     ],
 )
-def test_stage_works_from_weights_alone(tmp_path: Path, kind: str, start: dict[str, Any]) -> None:
+def test_stage_works_from_weights_alone(tmp_path: Path, kind: str, start: dict[str, Any], made: set[str]) -> None:
     write_weights(tmp_path / "w.safetensors")
     run, _ = run_shown(make_recipe(tmp_path, tmp_path / "w.safetensors", {kind: start}))
     (instance,) = run.instances
     assert instance.result is not None
+    assert made <= instance.result.keys()
 
 
 def test_source_of_each_stage_follows_the_recipe(tmp_path: Path) -> None:

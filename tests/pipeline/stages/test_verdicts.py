@@ -108,14 +108,17 @@ def test_words_of_a_verdict_on_one_row(gain: tuple[float, ...], text: str) -> No
 
 
 def test_verdict_helps_exactly_where_the_interval_leaves_out_zero() -> None:
-    rng = np.random.default_rng(2)
+    rng, seen = np.random.default_rng(2), []
     for table in rng.normal(1.0, 1.0, (300, 2, 3)):
         for verdict in judge_gains(list(table)):
+            seen.append(verdict.effect)
             assert verdict.interval is not None
             assert verdict.p_value is not None
             low, high = verdict.interval
             assert verdict.effect == ("helps" if low > 0 else "hurts" if high < 0 else "none")
             assert (verdict.effect != "none") == (verdict.p_value < TABLE_LEVEL)
+    assert len(seen) == 600
+    assert set(seen) == {"helps", "hurts", "none"}
 
 
 def test_rows_that_cannot_be_tested_do_not_widen_the_intervals_of_the_others() -> None:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,11 @@ def test_attempts_are_summed_over_failures(tmp_path: Path) -> None:
     assert done.num_attempts == 2
     assert done.ended is not None
     assert done.ended >= done.began
-    assert done.seconds >= 0
+    rows = [json.loads(line) for line in (tmp_path / "a" / ATTEMPTS_FILE).read_text().splitlines()]
+    seconds = [row["seconds"] for row in rows if "seconds" in row]
+    assert len(seconds) == 2
+    assert min(seconds) > 0
+    assert done.seconds == sum(seconds)
     assert {"host", "cpus", "workers", "versions"} <= done.machine.keys()
     assert done.machine["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
 

@@ -48,6 +48,7 @@ def test_learner_gets_only_labels_of_the_labelled_subset(
     learner = RecordingLearner()
     fit(job, learner)
     few = set(context.splits.labelled_subset(stage, 0).tolist()) if labelled else set()
+    assert len(learner.seen) == job.plan.steps * stage.epochs
     for batch in learner.seen:
         assert int((batch.labels >= 0).sum()) == visible
         assert torch.equal(torch.from_numpy(job.plan.ids)[batch.rows], batch.ids)

@@ -172,6 +172,7 @@ def test_constant_and_equal_images_have_finite_losses(images: str) -> None:
     pixels = torch.zeros(16, 3, 8, 8) if images == "constant" else torch.rand(1, 3, 8, 8).expand(16, -1, -1, -1)
     losses = learner(batch_of_images(pixels))
     losses["loss"].backward()
+    assert torch.isfinite(losses["loss"])
     assert all(torch.isfinite(p.grad).all() for p in learner.parameters() if p.grad is not None)
 
 

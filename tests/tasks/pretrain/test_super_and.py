@@ -316,7 +316,9 @@ def test_constant_and_equal_images_have_finite_losses(images: str, variant: str)
     pixels = torch.zeros(16, 3, 8, 8) if images == "constant" else torch.rand(1, 3, 8, 8).expand(16, -1, -1, -1)
     for epoch in (0, 9):
         learner.begin_epoch(epoch)
-        learner(batch_of_images((pixels, pixels)))["loss"].backward()
+        losses = learner(batch_of_images((pixels, pixels)))
+        losses["loss"].backward()
+        assert all(torch.isfinite(value).all() for value in losses.values())
         assert all(torch.isfinite(p.grad).all() for p in learner.parameters() if p.grad is not None)
 
 

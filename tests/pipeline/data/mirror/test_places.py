@@ -40,11 +40,16 @@ def test_uri_has_one_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len({place_storage(f"s3://bucket/{'long' * 50}/{number}") for number in range(3)}) == 3
 
 
-@pytest.mark.parametrize("kept", ["", "relative"])
-def test_working_folders_are_in_the_users_cache(kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(places.CACHE_VARIABLE, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert place_storage("gs://bucket/x").parent == tmp_path / "firstlight" / "storage"
+@pytest.mark.parametrize(("kept", "parent"), [("", "cache/firstlight/storage"), ("relative", "relative")])
+def test_working_folders_are_in_the_users_cache_or_where_the_variable_says(
+    kept: str, parent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv(places.CACHE_VARIABLE, kept)
+    assert place_storage("gs://bucket/x").parent == tmp_path / parent
+    monkeypatch.delenv(places.CACHE_VARIABLE)
+    assert place_storage("gs://bucket/x").parent == tmp_path / "cache" / "firstlight" / "storage"
 
 
 @pytest.mark.parametrize(

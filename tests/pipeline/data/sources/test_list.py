@@ -282,6 +282,25 @@ TABLES = {
     "Windows": b"path,label\r\nim\\0.jpg,cat\r\nim\\1.jpg,dog\r\nim\\2.jpg,cat\r\nim\\3.jpg,dog\r\n",
     "Excel": b"sep=;\r\npath;label\r\nim/0.jpg;cat\r\nim/1.jpg;dog\r\nim/2.jpg;cat\r\nim/3.jpg;dog\r\n",
 }
+# The separators of those without commas.
+SEPARATORS = {
+    "semicolon": "semicolon",
+    "tabs": "tab",
+    "space after comma": "comma and space",
+    "no header, labels first": "semicolon",
+    "Excel": "semicolon",
+}
+# Others have no note.
+FIRST_NOTES = {
+    "capitals": "dataset.path_column: there is no 'path', 'Path' is taken",
+    "no header": "no header: the first row is im/0.jpg, cat; columns are called 0, 1, ...",
+    "no header, labels first": "no header: the first row is cat, im/0.jpg; columns are called 0, 1, ...",
+    "no header, index": "no header: the first row is 0, im/0.jpg, cat; columns are called 0, 1, ...",
+    "index without a name": "the first column has no name: taken as an index",
+    "usual names": "dataset.path_column: there is no 'path', 'filename' is taken",
+    "comment mark": "dataset.path_column: there is no 'path', '#image_path' is taken",
+    "Windows": "4 paths read with / for \\",
+}
 
 
 @pytest.mark.parametrize("kind", TABLES)
@@ -292,8 +311,11 @@ def test_tables_that_people_write_are_read_and_reported(tmp_path: Path, kind: st
     assert list_labels(source) == [("im/0.jpg", 0), ("im/1.jpg", 1), ("im/2.jpg", 0), ("im/3.jpg", 1)]
     assert source.classes == ("cat", "dog")
     assert [record.data for record in read_split(source)] == [f"im/{k}.jpg".encode() for k in range(4)]
-    is_plain = kind == "index with a name" or (kind, suffix) == ("tabs", ".tsv")
-    assert is_plain or source.notes or source.reading[0].startswith("columns are separated by ")
+    form = f"{SEPARATORS.get(kind, 'comma')}, encoding {'utf-16' if kind == 'UTF-16' else 'utf-8'}"
+    usual = {".csv": "comma, encoding utf-8", ".tsv": "tab, encoding utf-8"}[suffix]
+    told = [line for line in source.reading if line.startswith("columns are separated by ")]
+    assert told == ([] if form == usual else [f"columns are separated by {form}"])
+    assert "".join(source.notes[:1]) == FIRST_NOTES.get(kind, "")
 
 
 def test_latin_1_labels_are_read_and_reported(tmp_path: Path) -> None:

@@ -237,7 +237,7 @@ def test_samples_are_read_as_the_library_does(tmp_path: Path, forms: tuple[str, 
     found = read_split(source)
     assert [record.label for record in found] == [0, 1] * 3
     assert all(record.path.endswith(field) and record.reason is None for record in found)
-    assert not note or source.notes[0].startswith(note)
+    assert [found.startswith(note) for found in source.notes] == [True] * bool(note)
     assert source.classes == ("0", "1")
 
 

@@ -1,5 +1,6 @@
 """The advised next steps follow from the measurements, case by case."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,17 +75,21 @@ def test_encoder_is_that_of_the_largest_gain_by_its_run_where_a_later_one_exists
 
 
 def test_commands_that_add_a_stage_are_valid(recipe: Recipe, tmp_path: Path) -> None:
-    for told, override in (
-        (recipe, "stages.export={}"),
-        (recipe, "stages.embed={encoder: runs:/abc/encoder}"),
-        (with_given(tmp_path), "stages.export={encoder: given}"),
-        (recipe, "stages.again={kind: evaluate, knn_k: 20}"),
-        (recipe, "seeds=[0,1,2]"),
+    unscored, stages = without_stages(tmp_path, "evaluate", "finetune"), dict(recipes.RECIPE["stages"])
+    two = recipes.recipe(tmp_path, seeds=[0, 1, 2], stages={**stages, "second": stages["pretrain"]})
+    helping = judged(compared(HIGH))
+    for run, added in (
+        (measured(recipe, helping), ["embed", "export"]),
+        (measured(two, helping, encoders={"pretrain": Path("/first")}), ["embed", "export"]),
+        (measured(with_given(tmp_path), three_arms((0.81, 0.80, 0.82))), ["embed", "export"]),
+        (measured(unscored, []), ["evaluate"]),
+        (measured(unscored, [], num_train=300), ["evaluate"]),
     ):
-        (tmp_path / "recipe.yaml").write_text(yaml_reader.dump_yaml(told.dump()))
-        changed = load_recipe(tmp_path / "recipe.yaml", [override])
-        assert set(changed.stages) >= set(told.stages)
-        assert changed.seeds == (0, 1, 2)
+        (step,) = choose_next_steps(run)
+        (tmp_path / "recipe.yaml").write_text(yaml_reader.dump_yaml(run.recipe.dump()))
+        commands = [line for line in step.command.splitlines() if line.startswith("firstlight run ")]
+        changed = [load_recipe(tmp_path / "recipe.yaml", shlex.split(command)[3:]) for command in commands]
+        assert [one.stages.keys() - run.recipe.stages.keys() for one in changed] == [{name} for name in added]
 
 
 def test_one_seed_asks_for_three_and_keeps_it(tmp_path: Path) -> None:
@@ -92,6 +97,8 @@ def test_one_seed_asks_for_three_and_keeps_it(tmp_path: Path) -> None:
     (step,) = choose_next_steps(measured(recipe, judged(compared([0.5], [0.4])), num_done=3, num_wanted=3))
     assert step.text.startswith("1 seed cannot tell a gain from chance: a verdict needs 3.")
     assert step.command == "firstlight run /runs/small/recipe.yaml 'seeds=[1,0,2]'"
+    (tmp_path / "recipe.yaml").write_text(yaml_reader.dump_yaml(recipe.dump()))
+    assert load_recipe(tmp_path / "recipe.yaml", ["seeds=[1,0,2]"]).seeds == (1, 0, 2)
 
 
 def test_undecided_gain_tells_how_many_seeds_would_decide(recipe: Recipe) -> None:

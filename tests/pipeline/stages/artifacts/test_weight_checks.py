@@ -29,4 +29,7 @@ def test_number_that_no_size_reaches_is_named_by_its_key(spec: dict[str, Any], t
 
 
 def test_small_numbers_are_not_compared_with_the_weights() -> None:
-    check_spec_numbers({"width": 1024, "name": "convnet", "lr": 1e9, "sizes": [3, None]}, {"a": torch.ones(3)})
+    spec, weights = {"width": 1024, "name": "convnet", "lr": 1e9, "sizes": [3, None]}, {"a": torch.ones(3)}
+    check_spec_numbers(spec, weights)
+    with pytest.raises(ValueError, match=r"^spec\.sizes\.0 is 1025, and no size"):
+        check_spec_numbers({**spec, "sizes": [1025, None]}, weights)

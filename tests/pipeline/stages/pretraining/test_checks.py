@@ -67,7 +67,7 @@ def test_length_in_steps_that_the_method_refuses_is_a_one_line_error(tmp_path: P
         count_images(tmp_path, digits, method=rounds, epochs=None, steps=5)
 
 
-@pytest.mark.parametrize(("negatives", "images"), [(109, IMAGES), (65_536, 10**7), (None, 3)])
+@pytest.mark.parametrize(("negatives", "images"), [(109, IMAGES), (65_536, 65_537), (None, 3)])
 def test_number_of_images_that_the_method_takes_passes(tmp_path: Path, negatives: int | None, images: int) -> None:
     """Before the images are known nothing is assumed of their number."""
     method = {"name": "super_and", "dim": 8, "rounds": 2, "negatives": negatives}
@@ -75,6 +75,9 @@ def test_number_of_images_that_the_method_takes_passes(tmp_path: Path, negatives
     check_without_images(recipe)
     stage: Any = recipe.stages["pretrain"]
     check_pretrain_images("stages.pretrain", stage, images)
+    if negatives is not None:
+        with pytest.raises(UserError, match=f"negatives: {negatives} rows are not fewer than the {images - 1} images"):
+            check_pretrain_images("stages.pretrain", stage, images - 1)
 
 
 def test_number_of_images_that_the_method_refuses_is_a_one_line_error(tmp_path: Path) -> None:
