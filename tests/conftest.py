@@ -162,7 +162,7 @@ def _seeds_stay_in_this_process() -> Iterator[None]:
     module = sys.modules.get("firstlight.pipeline.run.launching.side_processes")
     with pytest.MonkeyPatch.context() as patch:
         if module is not None:
-            patch.setattr(module, "SEED_SECONDS_ALONE", 3600.0)
+            patch.setattr(module, "WORTHWHILE_SECONDS", 3600.0)
         yield
 
 

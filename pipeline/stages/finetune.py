@@ -90,8 +90,9 @@ class FinetuneStage(StageKind[Finetune]):
             for arm, name in best.items():
                 save_predictions(context, stage, tasks[name], instance.folder / f"{arm}.safetensors")
             save_arm_models(context, stage, instance, {arm: tasks[name] for arm, name in best.items()}, result)
-            instance.write_result(result)
+            # They are found again after a kill in between. After the result nobody would remove them.
             forget_scores(instance, tasks)
+            instance.write_result(result)
         barrier()
 
     def list_rounds(self, stage: Finetune) -> tuple[tuple[str, ...], ...]:
@@ -108,7 +109,7 @@ class FinetuneStage(StageKind[Finetune]):
     def _score_chosen(self, context: StageContext, stage: Finetune, instance: StageInstance, arm: str) -> None:
         held_out = {name: read_kept_scores(instance, name, "val") for name in list_candidates(stage)}
         known = {name: scores for name, scores in held_out.items() if scores is not None}
-        # One of two trainings that are the same has scores here, and `run` knows which.
+        # Only one of two trainings that are the same has scores. Then `run` scores the arms, as it knows which one.
         if not context.recipe.score_test or len(known) < len(held_out):
             return
         chosen = choose_candidates(stage, known)[arm]

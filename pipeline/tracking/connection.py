@@ -121,13 +121,27 @@ def _check_database(database: Path) -> None:
 
 def _create_database(database: Path) -> None:
     """Creates MLflow's tables under a temporary name, so that a killed process leaves no half-made database."""
-    script = _read_kept_tables()
+    key = _hash_migrations()
+    if _create_from_kept_tables(database, key):
+        return
     with atomic_path(database) as temporary:
-        if script is not None:
-            _run_script(temporary, script)
-            return
         _let_mlflow_create(database, temporary)
-        write_cached(TABLES_FACT, _hash_migrations(), {"script": _dump_tables(temporary)})
+    # If they cannot be kept, the next new database takes a second longer.
+    with contextlib.suppress(sqlite3.Error):
+        write_cached(TABLES_FACT, key, {"script": _dump_tables(database)})
+
+
+def _create_from_kept_tables(database: Path, key: str) -> bool:
+    """Returns False if no database of this version of MLflow was made yet, or what is kept of it is of no use."""
+    script = (read_cached(TABLES_FACT, key) or {}).get("script")
+    if not isinstance(script, str) or not script:
+        return False
+    try:
+        with atomic_path(database) as temporary, contextlib.closing(sqlite3.connect(temporary)) as made:
+            made.executescript(script)
+    except sqlite3.Error:
+        return False
+    return True
 
 
 def _let_mlflow_create(database: Path, temporary: Path) -> None:
@@ -156,12 +170,6 @@ def _hash_migrations() -> str:
     return hash_sources(files, mlflow.__version__, *versions)
 
 
-def _read_kept_tables() -> str | None:
-    """Returns the script that makes the tables, None if no database of this version of MLflow was made yet."""
-    kept = read_cached(TABLES_FACT, _hash_migrations())
-    return None if kept is None else str(kept["script"])
-
-
 def _dump_tables(file: Path) -> str:
     """Returns a script that makes the tables of a new database, without the experiment that MLflow adds by itself.
 
@@ -173,11 +181,6 @@ def _dump_tables(file: Path) -> str:
         copy.execute("DELETE FROM experiments")
         copy.commit()
         return "\n".join(copy.iterdump())
-
-
-def _run_script(file: Path, script: str) -> None:
-    with contextlib.closing(sqlite3.connect(file)) as database:
-        database.executescript(script)
 
 
 def _find_or_create_experiment(client: "MlflowClient", location: TrackingLocation) -> str:

@@ -40,8 +40,9 @@ from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.train.metrics import append_row
 from firstlight.pipeline.usable_cpus import count_usable_cpus
 
-# Seconds of work that must be left for other processes, each of which needs some seconds of a CPU to start.
-SEED_SECONDS_ALONE = 4.0
+# Seconds of work that must be left for other processes, each of which needs some seconds of a CPU to start, and the
+# seconds of a stage's first instance or part that do not come again: imports, and images that are decoded once.
+WORTHWHILE_SECONDS, SET_UP_SECONDS = 4.0, 2.0
 # The passes of images of this side through networks, in all trainings that can be shared, from which a recipe is long:
 # the smallest networks take some seconds for them.
 LONG_PASSES, LONG_PASSES_SIDE = 20_000, 32
@@ -96,14 +97,24 @@ class _SharedStage:
     def __init__(self, payload: dict[str, Any]) -> None:
         self.payload = {key: value for key, value in payload.items() if key != "instances"}
         self.waiting = deque[Fields](payload["instances"])
-        self.begun, self.size, self.running = time.monotonic(), len(self.waiting), 0
+        self.running = 0
+        # When this process began its current one, and the seconds that it spent on each of those before.
+        self.begun, self.durations = time.monotonic(), list[float]()
         self.end: StageAnswer | None = None
 
+    def note_end(self) -> None:
+        """Notes that this process has ended one, and begins the next."""
+        now = time.monotonic()
+        self.durations.append(now - self.begun)
+        self.begun = now
+
     def estimate_rest(self) -> float:
-        """Returns the seconds that one process needs for what waits, if it takes as long as what has begun, or longer
-        where that has not ended.
+        """Returns the seconds that one process needs for what waits, if each takes as long as the shortest so far.
+
+        The first one counts without what it spends on its set-up, and if it has not ended, by what it has taken.
         """
-        return len(self.waiting) * (time.monotonic() - self.begun) / max(self.size - len(self.waiting), 1)
+        first, *others = self.durations or [time.monotonic() - self.begun]
+        return len(self.waiting) * max(min([first - SET_UP_SECONDS, *others]), 0.0)
 
 
 class SideProcesses:
@@ -170,6 +181,8 @@ class SideProcesses:
         """Yields instances for this process as long as some wait."""
         while fields is not None:
             yield fields
+            with self.changed:
+                stage.note_end()
             fields = self._take(stage)
 
     def _take(self, stage: _SharedStage) -> Fields | None:
@@ -187,7 +200,7 @@ class SideProcesses:
         """Starts the processes once that takes less than what they would do, unless the stage has ended before."""
         while not ended.wait(WAIT_S):
             with self.changed:
-                is_worth = bool(stage.waiting) and stage.estimate_rest() >= SEED_SECONDS_ALONE
+                is_worth = bool(stage.waiting) and stage.estimate_rest() >= WORTHWHILE_SECONDS
             if is_worth:
                 self.start()
                 return
@@ -224,7 +237,7 @@ class SideProcesses:
             answer = _ask(process, {**stage.payload, "instances": [fields]})
             is_there = answer is not None and "unfit" not in answer
             if answer is None and not self.is_closed:
-                note = f"a process that trained {_label(fields)} has ended; another one goes on with it"
+                note = f"a process that worked on {_label(fields)} has ended; another one goes on with it"
                 with contextlib.suppress(OSError):
                     append_row(Path(fields["folder"]), {"note": note})
             with self.changed:

@@ -48,11 +48,9 @@ def find_scores(
 def keep_scores(
     context: StageContext, stage: Finetune, instance: StageInstance, name: str, task: Task, split: ScoredSplit
 ) -> None:
-    """Scores a fine-tuned network on a split, and keeps the scores in the folder of its training."""
-    scores, file = (
-        find_scores(context, stage, instance, {name: task}, split)[name],
-        _name_kept_file(instance, name, split),
-    )
+    """Scores a fine-tuned network on a split, unless that was done, and keeps the scores in its training's folder."""
+    scores = find_scores(context, stage, instance, {name: task}, split)[name]
+    file = _name_kept_file(instance, name, split)
     # A training that another stage has done has no folder here yet.
     file.parent.mkdir(parents=True, exist_ok=True)
     write_sealed_json(file, {"scores": scores})
@@ -71,7 +69,7 @@ def read_kept_scores(instance: StageInstance, name: str, split: ScoredSplit) -> 
 
 
 def forget_scores(instance: StageInstance, names: Iterable[str]) -> None:
-    """Removes what is kept of trainings, once their scores are in the result."""
+    """Removes what is kept of trainings, once nobody needs it."""
     for name in names:
         for split in ("val", "test"):
             _name_kept_file(instance, name, split).unlink(missing_ok=True)

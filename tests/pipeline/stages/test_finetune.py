@@ -102,3 +102,21 @@ def test_round_of_one_part_is_left_out(
 ) -> None:
     stage = start_arm(tmp_path, digits, "pretrained")[1]
     assert FinetuneStage().list_rounds(stage.model_copy(update=changes)) == rounds
+
+
+def test_kill_before_the_result_is_written_leaves_no_kept_scores(
+    tmp_path: Path, digits: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, stage, instance, _ = start_arm(tmp_path, digits, "pretrained")
+    kind = FinetuneStage()
+    for parts in kind.list_rounds(stage):
+        for part in parts:
+            kind.run_part(context, stage, instance, part)
+    with monkeypatch.context() as patch:
+        patch.setattr(StageInstance, "write_result", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            kind.run(context, stage, instance)
+    assert not list(instance.folder.rglob("*_scores.json"))
+    kind.run(context, stage, instance)
+    assert instance.result is not None
+    assert not list(instance.folder.rglob("*_scores.json"))

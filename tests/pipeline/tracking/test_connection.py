@@ -14,6 +14,7 @@ import pytest
 
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import exclusive_lock
+from firstlight.pipeline.records import write_sealed_json
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking import connection, retry
 from firstlight.pipeline.tracking.client import TrackingClient
@@ -317,5 +318,28 @@ def test_cache_folder_that_cannot_be_written_costs_time_only(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert open_database(tmp_path / "first") == open_database(tmp_path / "second")
+    assert len(made_by_mlflow) == 2
+
+
+@pytest.mark.parametrize("fact", [{}, {"script": 7}, {"script": ""}, {"script": "CREATE nonsense;"}])
+def test_kept_tables_that_mean_nothing_are_made_again(
+    tmp_path: Path, made_by_mlflow: list[Path], fact: dict[str, Any]
+) -> None:
+    first = open_database(tmp_path / "first")
+    (kept,) = (tmp_path / "cache").rglob("*.json")
+    write_sealed_json(kept, fact)
+    assert open_database(tmp_path / "second") == first
+    assert open_database(tmp_path / "third") == first
+    assert [database.parent.name for database in made_by_mlflow] == ["first", "second"]
+
+
+def test_database_that_cannot_be_copied_is_still_made(
+    tmp_path: Path, made_by_mlflow: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(file: Path) -> str:
+        raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr(connection, "_dump_tables", fail)
     assert open_database(tmp_path / "first") == open_database(tmp_path / "second")
     assert len(made_by_mlflow) == 2

@@ -56,7 +56,7 @@ def others(monkeypatch: pytest.MonkeyPatch, told: list[str]) -> Iterator[SidePro
         assert name == side_processes.__name__
         return subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    monkeypatch.setattr(side_processes, "SEED_SECONDS_ALONE", 0.0)
+    monkeypatch.setattr(side_processes, "WORTHWHILE_SECONDS", 0.0)
     monkeypatch.setattr(side_processes, "start_module", start_program)
     with SideProcesses(1, told.append) as others:
         yield others
@@ -106,7 +106,7 @@ def test_seed_of_a_process_that_has_ended_is_trained_here(others: SideProcesses,
     assert others.run(list_instances(tmp_path, "die", 0, 1), here) == {"stop": None}
     assert here.seeds == [0, 1]
     (row,) = map(json.loads, (tmp_path / "die1" / "metrics.jsonl").open())
-    assert row["note"] == "a process that trained die seed 1 has ended; another one goes on with it"
+    assert row["note"] == "a process that worked on die seed 1 has ended; another one goes on with it"
 
 
 def test_a_process_that_does_not_know_a_method_gets_nothing_more(others: SideProcesses, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_processes_end_with_a_seed_that_ends_early_here(others: SideProcesses, t
 def test_short_stage_starts_no_process(
     others: SideProcesses, told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(side_processes, "SEED_SECONDS_ALONE", 600.0)
+    monkeypatch.setattr(side_processes, "WORTHWHILE_SECONDS", 600.0)
     here = Here()
     assert others.run(list_instances(tmp_path, "a", 0, 1), here) == {"stop": None}
     assert (here.seeds, others.processes, told) == ([0, 1], [], [])
@@ -311,17 +311,37 @@ def tuned_recipe(folder: Path, processes: int) -> Recipe:
     return recipes.recipe(folder, seeds=[0], scale=scale, stages__finetune__epochs=4, **recipes.ONE_PROBE)
 
 
-@pytest.mark.parametrize(("waiting", "is_started"), [(1, False), (2, True)])
+@pytest.mark.parametrize(
+    ("durations", "current", "waiting", "rest"),
+    [
+        # The first one has not ended: it takes at least what it has taken without its set-up.
+        ([], 1.5, 15, 0.0),
+        ([], 2.5, 15, 7.5),
+        ([], 5.0, 1, 3.0),
+        # Sixteen short parts, the first of which has imported torch's compiler.
+        ([1.4], 0.1, 14, 0.0),
+        ([2.2, 0.1], 0.1, 13, 1.3),
+        # Parts of three seconds and a half.
+        ([5.5], 0.1, 2, 7.0),
+        ([5.5, 3.4], 3.0, 1, 3.4),
+    ],
+)
+def test_rest_of_a_stage_is_estimated_without_what_does_not_come_again(
+    durations: list[float], current: float, waiting: int, rest: float
+) -> None:
+    stage = side_processes._SharedStage({"instances": [{}] * waiting})
+    stage.durations, stage.begun = durations, time.monotonic() - current
+    assert stage.estimate_rest() == pytest.approx(rest, abs=0.15 * waiting)
+
+
+@pytest.mark.parametrize(("waiting", "is_started"), [(0, False), (1, False), (2, True)])
 def test_no_process_is_started_for_less_work_than_its_start(
     others: SideProcesses, monkeypatch: pytest.MonkeyPatch, waiting: int, is_started: bool
 ) -> None:
-    """Two of three or four instances took four seconds."""
-    stage = side_processes._SharedStage({"instances": [{}] * (2 + waiting)})
-    stage.begun = time.monotonic() - 4.0
-    stage.waiting.popleft()
-    stage.waiting.popleft()
-    assert stage.estimate_rest() == pytest.approx(2.0 * waiting, abs=0.5)
-    monkeypatch.setattr(side_processes, "SEED_SECONDS_ALONE", 4.0)
+    """A part has taken two and a half seconds."""
+    stage = side_processes._SharedStage({"instances": [{}] * waiting})
+    stage.durations = [9.0, 2.5]
+    monkeypatch.setattr(side_processes, "WORTHWHILE_SECONDS", 4.0)
     started, ended = list[bool](), threading.Event()
     monkeypatch.setattr(others, "start", lambda: started.append(True))
     watcher = threading.Thread(target=others._start_for_waiting, args=(stage, ended))
@@ -331,6 +351,24 @@ def test_no_process_is_started_for_less_work_than_its_start(
     ended.set()
     watcher.join()
     assert started == [True] * is_started
+
+
+def test_time_of_each_instance_here_is_noted(others: SideProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(others, "start", lambda: None)
+    durations: list[list[float]] = []
+
+    def run_here(payload: dict[str, Any]) -> dict[str, Any]:
+        assert others.stage is not None
+        for fields in payload["instances"]:
+            time.sleep(fields["seconds"])
+            durations.append(list(others.stage.durations))
+        durations.append(list(others.stage.durations))
+        return {"stop": None}
+
+    others.run({"instances": [{"seconds": 0.2}, {"seconds": 0.0}]}, run_here)
+    assert [len(found) for found in durations] == [0, 1, 2]
+    first, second = durations[-1]
+    assert first >= 0.2 > second
 
 
 @pytest.mark.usefixtures("undrawn_figures")
