@@ -98,7 +98,7 @@ class _SharedStage:
         self.payload = {key: value for key, value in payload.items() if key != "instances"}
         self.waiting = deque[Fields](payload["instances"])
         self.running = 0
-        # When this process began its current one, and the seconds that it spent on each of those before.
+        # The time at which this process began its current one, and the seconds that it spent on each of those before.
         self.begun, self.durations = time.monotonic(), list[float]()
         self.end: StageAnswer | None = None
 

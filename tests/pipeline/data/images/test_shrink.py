@@ -79,7 +79,7 @@ def test_orientation_is_applied_once() -> None:
 
 
 def test_images_are_left_alone_that_are_small_or_deep_or_would_grow() -> None:
-    assert shrink(encode_photograph(make_photograph(300, 50)), 50) is None
+    assert shrink(encode_photograph(make_photograph(300, 50), "BMP"), 50) is None
     deep = Image.fromarray(np.arange(200 * 200, dtype=np.uint16).reshape(200, 200))
     assert shrink(encode_photograph(deep, "PNG"), 50) is None
     rough = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8))

@@ -48,6 +48,13 @@ def test_two_arms_need_no_column_each(tmp_path: Path) -> None:
     assert not has_arm_columns(score_rows(with_given(tmp_path, stages=stages), finish_arms(tmp_path, "finetune")))
 
 
+def test_arms_without_given_weights_need_no_column_each(tmp_path: Path) -> None:
+    several = recipes.recipe(tmp_path, stages__finetune__arms=["pretrained", "pretrained_decoder", "scratch"])
+    rows = score_rows(several, finish_arms(tmp_path, "finetune", {**ARM_SCORES, "pretrained_decoder": (0.5, 0.7, 0.6)}))
+    assert {row.arm for row in rows} == {"pretrained", "pretrained_decoder"}
+    assert not has_arm_columns(rows)
+
+
 def test_a_number_without_a_baseline_is_the_score_of_its_arm() -> None:
     (found,) = group_by_measure([ScoreRow("pretrain", "own classifier", "", (0.5,), (), "accuracy")])
     assert found.arms == {"pretrained": (0.5,)}
